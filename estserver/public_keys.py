@@ -234,7 +234,7 @@ def _weak_key_checks() -> Callable[[str], list[str]]:
     with warnings.catch_warnings():
         # Its imports warn of DSA and of pyOpenSSL; it also sets a filter of its own for good.
         warnings.simplefilter("ignore")
-        import badkeys  # type: ignore[import-untyped]  # noqa: PLC0415 - see above
+        import badkeys  # noqa: PLC0415 - see above
     checks = [name for name, check in badkeys.defaultchecks.items() if check["type"] == "rsa"]
     if blocklist_installed():
         checks.append("blocklist")
