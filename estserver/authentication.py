@@ -1,0 +1,292 @@
+"""Credential in, Entitlement out: who asks, and what may therefore be issued.
+
+Every door ends here. A credential is facts from the wire that nobody has checked; the verdict is a
+value that says what may be issued, or an exception. Never a bool, never None.
+"""
+
+import hashlib
+from dataclasses import dataclass, replace
+
+from cryptography import x509
+
+from estserver.errors import (
+    BadCredentials,
+    CertificateRefused,
+    Conflict,
+    NotEntitled,
+    NotReleased,
+    RegistrationClosed,
+)
+from estserver.invitations import Invitations
+from estserver.model import (
+    Applicant,
+    CertificateRecord,
+    CertificateState,
+    Clock,
+    Door,
+    Entitlement,
+    Grant,
+    Invitation,
+    InvitationState,
+    InvitationUnit,
+    Renewal,
+    RenewalAuth,
+    Replacement,
+    Secret,
+)
+from estserver.profiles import Profile
+from estserver.store import Store, certificates
+
+
+@dataclass(frozen=True, slots=True)
+class PINCredential:
+    """HTTP Basic at a guessable door: number (may be empty) and PIN, from `source`."""
+
+    number: str
+    pin: Secret
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class ConfirmedPIN:
+    """A web session in which the PIN was confirmed; `pin_generation` ends it with a new PIN."""
+
+    number: str
+    pin_generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateCredential:
+    """The peer certificate whose key the client proved to hold in the TLS handshake; DER."""
+
+    der: bytes
+
+
+class Authenticator:
+    """Turns credentials into entitlements. All checks are live: nothing is remembered."""
+
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        invitations: Invitations,
+        profiles: dict[str, Profile],
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._invitations = invitations
+        self._profiles = profiles
+
+    def entitle(
+        self, credential: PINCredential | ConfirmedPIN, profile: str | None = None
+    ) -> Entitlement:
+        """Say what a PIN entitles to: a new enrollment, or the renewal a renewal PIN was made for.
+
+        `profile` is the label asked at, None where none was named.
+        Raises BadCredentials, TooManyAttempts, RegistrationClosed, NotReleased, NotEntitled.
+        """
+        invitation = self.invitation(credential)
+        if profile is not None and profile != invitation.profile:
+            raise NotEntitled(f"this PIN is not for the label {profile}")
+        if invitation.renewal_pin and self._newest(invitation) is not None:
+            return self.renewal_by_pin(invitation)
+        return Entitlement(
+            applicant=Applicant("invitation", invitation.number),
+            profile=invitation.profile,
+            grant=self._profiles[invitation.profile].grant(invitation),
+            approved=not invitation.approval,
+            authority=InvitationUnit(invitation.number),
+        )
+
+    def invitation(self, credential: PINCredential | ConfirmedPIN) -> Invitation:
+        """Return the live invitation behind a PIN. Expiry is judged when a unit is spent.
+
+        Raises BadCredentials, TooManyAttempts, RegistrationClosed (cancelled), NotReleased.
+        """
+        if isinstance(credential, PINCredential):
+            invitation = self._invitations.redeem(
+                credential.number, credential.pin, source=credential.source
+            )
+            if Door.EST not in invitation.doors:
+                raise BadCredentials("the invitation number or the PIN is wrong", reason="door")
+        else:
+            invitation = self._invitations.get(credential.number)
+            if invitation.pin_generation != credential.pin_generation:
+                raise BadCredentials("a new PIN was issued: enter that one", reason="replaced")
+        if invitation.profile not in self._profiles:
+            raise RegistrationClosed("the kind of certificate of this registration is gone")
+        if invitation.state is InvitationState.CANCELLED:
+            raise RegistrationClosed(
+                "this registration was cancelled: ask the administrator",
+                values={"reason": "cancelled"},
+            )
+        if invitation.state is InvitationState.HELD:
+            raise NotReleased(
+                "the administrator has not released this registration yet: try again later"
+            )
+        return invitation
+
+    def replacement(self, credential: ConfirmedPIN) -> Entitlement:
+        """Entitle the owner who lost the key to one replacement of the newest certificate.
+
+        Raises RegistrationClosed, Conflict (used before, nothing to replace, too late).
+        """
+        invitation = self.invitation(credential)
+        newest = self._newest(invitation)
+        now = self._clock.now()
+        profile = self._profiles[invitation.profile]
+        if newest is None or newest.state_at(now) is not CertificateState.VALID:
+            raise Conflict("there is no valid certificate to replace")
+        if invitation.replaced:
+            raise Conflict("the certificate was replaced once already: ask the administrator")
+        if now - newest.created_at > profile.settings.replacement:
+            raise Conflict("the time for replacing it yourself is over: ask the administrator")
+        return Entitlement(
+            applicant=Applicant("invitation", invitation.number),
+            profile=invitation.profile,
+            grant=profile.grant(invitation),
+            approved=True,
+            authority=Replacement(invitation.number, newest.enrollment),
+        )
+
+    def renewal_by_pin(self, invitation: Invitation) -> Entitlement:
+        """Entitle to the one renewal that a PIN issued after the last unit stands for."""
+        newest = self._newest(invitation)
+        if newest is None:
+            raise Conflict("there is no certificate to renew")
+        self._require_open(invitation)
+        return Entitlement(
+            applicant=Applicant("invitation", invitation.number),
+            profile=invitation.profile,
+            grant=self._profiles[invitation.profile].grant(invitation),
+            approved=True,
+            authority=Renewal(newest.enrollment, invitation.number, spends_pin=True),
+        )
+
+    def holder(self, credential: CertificateCredential) -> CertificateRecord:
+        """Return the row of exactly the presented certificate, if it may be used at all now.
+
+        Identity is the SHA-256 of the DER, never a name (INC-4). Expired ones pass here: the
+        profile's grace decides about them.
+        Raises CertificateRefused: unknown, revoked, not yet valid.
+        """
+        digest = hashlib.sha256(credential.der).digest()
+        record = self._store.read(lambda tx: certificates.by_sha256(tx, digest))
+        if record is None:
+            raise CertificateRefused(
+                "this certificate was not issued here: present the one you want to renew",
+                reason="unknown",
+            )
+        shown = {"serial": record.serial_hex, "subject": record.subject}
+        if record.state is not CertificateState.VALID:
+            raise CertificateRefused(
+                f"the certificate with serial {record.serial_hex} is revoked: "
+                "ask the administrator for a new invitation",
+                reason="revoked",
+                values=shown,
+            )
+        if self._clock.now() < record.not_before:
+            raise CertificateRefused(
+                f"the certificate is not valid before {record.not_before:%Y-%m-%d %H:%M} UTC",
+                reason="not-yet-valid",
+                values=shown,
+            )
+        return record
+
+    def renew(
+        self,
+        credential: CertificateCredential,
+        *,
+        profile: str | None = None,
+        pin: PINCredential | ConfirmedPIN | None = None,
+    ) -> Entitlement:
+        """Entitle the holder of a certificate to renew it with the same names.
+
+        `profile` is the label asked at; `pin` what was shown besides, for profiles that want both.
+        Raises CertificateRefused, RegistrationClosed, NotEntitled, BadCredentials.
+        """
+        record = self.holder(credential)
+        rules = self._profiles.get(record.profile)
+        if rules is None or record.profile.startswith("_"):
+            raise NotEntitled("certificates of this kind are not renewed here")
+        if profile is not None and profile != record.profile:
+            raise NotEntitled(f"this certificate is not renewed at the label {profile}")
+        self._require_time(record, rules)
+        invitation = None if record.invitation is None else self._invitations.get(record.invitation)
+        if invitation is not None:
+            self._require_open(invitation)
+        auth = rules.settings.renewal.auth
+        if auth is RenewalAuth.PIN:
+            raise NotEntitled("certificates of this kind are renewed with a PIN: ask for one")
+        spends_pin = auth is RenewalAuth.CERTIFICATE_AND_PIN
+        if spends_pin:
+            self._require_renewal_pin(pin, invitation)
+        certificate = x509.load_der_x509_certificate(credential.der)
+        return Entitlement(
+            applicant=Applicant("certificate", record.serial_hex),
+            profile=record.profile,
+            grant=grant_of(certificate),
+            approved=True,
+            authority=Renewal(record.enrollment, record.invitation, spends_pin=spends_pin),
+        )
+
+    def _require_time(self, record: CertificateRecord, rules: Profile) -> None:
+        now = self._clock.now()
+        renewal = rules.settings.renewal
+        day = f"{record.not_after:%Y-%m-%d}"
+        if now > record.not_after + renewal.grace:
+            raise CertificateRefused(
+                f"the certificate with serial {record.serial_hex} expired on {day} "
+                "and cannot renew any more: ask the administrator for a new PIN",
+                reason="expired",
+                values={"serial": record.serial_hex, "date": day},
+            )
+        if renewal.window is not None and now < record.not_after - renewal.window:
+            opens = f"{record.not_after - renewal.window:%Y-%m-%d}"
+            raise CertificateRefused(
+                f"it is too early to renew: not before {opens}",
+                reason="too-early",
+                values={"date": opens},
+            )
+
+    def _require_open(self, invitation: Invitation) -> None:
+        if invitation.state is InvitationState.CANCELLED:
+            raise RegistrationClosed(
+                "the registration behind this certificate was cancelled: ask the administrator",
+                values={"reason": "cancelled"},
+            )
+        if invitation.renew_until is not None and self._clock.now() >= invitation.renew_until:
+            raise RegistrationClosed(
+                f"renewals of this registration ended on {invitation.renew_until:%Y-%m-%d}",
+                values={"reason": "ended"},
+            )
+
+    def _require_renewal_pin(
+        self, pin: PINCredential | ConfirmedPIN | None, invitation: Invitation | None
+    ) -> None:
+        if pin is None or invitation is None:
+            raise BadCredentials("renewal needs the certificate and a PIN", reason="missing")
+        if self.invitation(pin).number != invitation.number or not invitation.renewal_pin:
+            raise BadCredentials("that PIN is not for renewing this certificate", reason="other")
+
+    def _newest(self, invitation: Invitation) -> CertificateRecord | None:
+        found = self._store.read(
+            lambda tx: certificates.invitation_certificates(tx, invitation.number)
+        )
+        live = (CertificateState.VALID, CertificateState.REVOKED)
+        return next((record for record in found if record.state in live), None)
+
+
+def grant_of(certificate: x509.Certificate) -> Grant:
+    """Return exactly the names of a certificate (RFC 7030 §4.2.2)."""
+    try:
+        san = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+        names = frozenset(san.value)
+    except x509.ExtensionNotFound:
+        names = frozenset()
+    return Grant(certificate.subject, names, exact=True)
+
+
+def loosely(entitlement: Entitlement) -> Entitlement:
+    """Let a CSR leave names out: for pages, whose keys come without names."""
+    return replace(entitlement, grant=replace(entitlement.grant, exact=False))

@@ -1,0 +1,1 @@
+"""The certification authority: keys, drafts, lint and signatures. Knows nothing of requests."""

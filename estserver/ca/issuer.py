@@ -1,0 +1,173 @@
+"""Issuer: the only holder of a CA's private key.
+
+`prepare` makes a draft from a plan: it signs with a throw-away key of the same type, which gives
+byte-identical to-be-signed bytes, and lints what came out. `sign` signs exactly those bytes. Between
+the two the registration authority commits the draft, so that no signature exists without a record.
+"""
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat import asn1
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, padding
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import AuthorityInformationAccessOID
+
+from estserver.ca.keys import PrivateKey, generate_key, key_type_of
+from estserver.ca.lint import lint
+from estserver.errors import Fault
+from estserver.model import Draft, KeyType, Plan
+
+SERIAL_BITS = 159
+_RSA_SHA256 = bytes.fromhex("300d06092a864886f70d01010b0500")
+_ALGORITHMS = {
+    # DER AlgorithmIdentifier: RSA with NULL parameters (RFC 4055 §5), ECDSA with none (RFC 5758).
+    KeyType.RSA_2048: _RSA_SHA256,
+    KeyType.RSA_3072: _RSA_SHA256,
+    KeyType.RSA_4096: _RSA_SHA256,
+    KeyType.EC_P256: bytes.fromhex("300a06082a8648ce3d040302"),
+    KeyType.EC_P384: bytes.fromhex("300a06082a8648ce3d040303"),
+    KeyType.EC_P521: bytes.fromhex("300a06082a8648ce3d040304"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class StatusURLs:
+    """Where relying parties find an issuer's certificate and its status (RFC 5280 §4.2)."""
+
+    certificate: str
+    ocsp: str
+    crl: str
+
+
+@asn1.sequence
+class _Certificate:
+    tbs: asn1.TLV
+    algorithm: asn1.TLV
+    signature: asn1.BitString
+
+
+@cache
+def _throwaway_key(key_type: KeyType) -> PrivateKey:
+    """One key per type and process; nothing it signs ever leaves `prepare`."""
+    return generate_key(key_type)
+
+
+def signature_hash(
+    key: PrivateKey | ec.EllipticCurvePublicKey,
+) -> hashes.SHA256 | hashes.SHA384 | hashes.SHA512:
+    """The hash that goes with a key: SHA-384 for P-384, SHA-512 for P-521, else SHA-256."""
+    curve = getattr(key, "curve", None)
+    if isinstance(curve, ec.SECP384R1):
+        return hashes.SHA384()
+    if isinstance(curve, ec.SECP521R1):
+        return hashes.SHA512()
+    return hashes.SHA256()
+
+
+class Issuer:
+    """One issuing CA. `chain` is its certificate first, the root last."""
+
+    def __init__(
+        self,
+        name: str,
+        chain: tuple[x509.Certificate, ...],
+        key: PrivateKey,
+        urls: StatusURLs,
+        randbits: Callable[[int], int] = secrets.randbits,
+    ) -> None:
+        """Raises Fault: the key is not that of the certificate."""
+        self.name = name
+        self.chain = chain
+        self.urls = urls
+        self._key = key
+        self._randbits = randbits
+        if key.public_key() != chain[0].public_key():
+            raise Fault(f"issuer {name}: key and certificate do not belong together")
+
+    @property
+    def certificate(self) -> x509.Certificate:
+        """The issuing CA's own certificate."""
+        return self.chain[0]
+
+    def prepare(self, plan: Plan) -> Draft:
+        """Give `plan` a serial and our URLs, and lint the outcome.
+
+        Raises LintFailed: the draft is not what was planned or breaks RFC 5280.
+        """
+        serial = self._randbits(SERIAL_BITS)
+        throwaway = _throwaway_key(key_type_of(self._key))
+        draft = self._builder(plan, serial).sign(throwaway, signature_hash(throwaway))
+        lint(draft, plan, self.certificate, serial)
+        return Draft(self.name, serial, draft.tbs_certificate_bytes, plan.not_before, plan.not_after)
+
+    def _builder(self, plan: Plan, serial: int) -> x509.CertificateBuilder:
+        builder = (
+            x509.CertificateBuilder()
+            .issuer_name(self.certificate.subject)
+            .subject_name(plan.subject)
+            .public_key(plan.public_key)
+            .serial_number(serial)
+            .not_valid_before(plan.not_before)
+            .not_valid_after(plan.not_after)
+        )
+        for extension in plan.extensions:
+            builder = builder.add_extension(extension.value, extension.critical)
+        own_key = self.certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
+        authority = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own_key.value)
+        subject_key = x509.SubjectKeyIdentifier.from_public_key(plan.public_key)
+        access = [_access(AuthorityInformationAccessOID.CA_ISSUERS, self.urls.certificate)]
+        if plan.publish_status:
+            access.insert(0, _access(AuthorityInformationAccessOID.OCSP, self.urls.ocsp))
+            point = x509.DistributionPoint(
+                [x509.UniformResourceIdentifier(self.urls.crl)], None, None, None
+            )
+            builder = builder.add_extension(x509.CRLDistributionPoints([point]), critical=False)
+        return (
+            builder.add_extension(authority, critical=False)
+            .add_extension(subject_key, critical=False)
+            .add_extension(x509.AuthorityInformationAccess(access), critical=False)
+        )
+
+    def sign(self, draft: Draft) -> bytes:
+        """Sign a recorded draft and return the certificate, DER.
+
+        Raises Fault: the draft is another issuer's, or the signature just made does not verify
+        (a broken key store must not put anything into the world).
+        """
+        if draft.issuer != self.name:
+            raise Fault(f"a draft of issuer {draft.issuer} came to issuer {self.name}")
+        hash_algorithm = signature_hash(self._key)
+        if isinstance(self._key, ec.EllipticCurvePrivateKey):
+            signature = self._key.sign(draft.tbs, ec.ECDSA(hash_algorithm))
+        else:
+            signature = self._key.sign(draft.tbs, padding.PKCS1v15(), hash_algorithm)
+        certificate = asn1.encode_der(
+            _Certificate(
+                tbs=asn1.decode_der(asn1.TLV, draft.tbs),
+                algorithm=asn1.decode_der(asn1.TLV, _ALGORITHMS[key_type_of(self._key)]),
+                signature=asn1.BitString(signature, 0),
+            )
+        )
+        try:
+            signed = x509.load_der_x509_certificate(certificate)
+            signed.verify_directly_issued_by(self.certificate)
+        except (InvalidSignature, ValueError, TypeError) as error:
+            raise Fault(f"issuer {self.name}: the signature just made does not verify") from error
+        if signed.tbs_certificate_bytes != draft.tbs or signed.serial_number != draft.serial:
+            raise Fault(f"issuer {self.name}: the certificate is not the draft")
+        return certificate
+
+    def sign_crl(self, builder: x509.CertificateRevocationListBuilder) -> bytes:
+        """Sign a CRL whose content `status` has decided; returns DER."""
+        builder = builder.issuer_name(self.certificate.subject)
+        return builder.sign(self._key, signature_hash(self._key)).public_bytes(Encoding.DER)
+
+
+def _access(method: x509.ObjectIdentifier, url: str) -> x509.AccessDescription:
+    return x509.AccessDescription(method, x509.UniformResourceIdentifier(url))

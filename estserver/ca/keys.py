@@ -1,0 +1,82 @@
+"""Private keys: made, kept encrypted on disk, loaded. PKCS#8 PEM under the passphrase file."""
+
+import contextlib
+import os
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
+
+from estserver.errors import ConfigurationError
+from estserver.model import KeyType, Secret
+
+PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
+_CURVES: dict[KeyType, ec.EllipticCurve] = {
+    KeyType.EC_P256: ec.SECP256R1(),
+    KeyType.EC_P384: ec.SECP384R1(),
+    KeyType.EC_P521: ec.SECP521R1(),
+}
+
+
+def generate_key(key_type: KeyType) -> PrivateKey:
+    """Make a key pair. Raises ConfigurationError for Ed25519, which no browser imports."""
+    if (bits := key_type.rsa_bits) is not None:
+        return rsa.generate_private_key(65537, bits)
+    if key_type not in _CURVES:
+        raise ConfigurationError(f"the server makes no keys of type {key_type}")
+    return ec.generate_private_key(_CURVES[key_type])
+
+
+def key_type_of(key: PrivateKey | rsa.RSAPublicKey | ec.EllipticCurvePublicKey) -> KeyType:
+    """Name the type of one of our own keys."""
+    if isinstance(key, rsa.RSAPrivateKey | rsa.RSAPublicKey):
+        return KeyType(f"rsa-{key.key_size}")
+    return next(kind for kind, curve in _CURVES.items() if curve.name == key.curve.name)
+
+
+def encrypt_key(key: PrivateKey, passphrase: Secret) -> bytes:
+    """Return `key` as PKCS#8 PEM encrypted under `passphrase`."""
+    encryption = BestAvailableEncryption(passphrase.reveal().encode())
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption)
+
+
+def load_key(path: Path, passphrase: Secret) -> PrivateKey:
+    """Load an encrypted PKCS#8 PEM. Raises ConfigurationError naming the file."""
+    try:
+        key = load_pem_private_key(path.read_bytes(), passphrase.reveal().encode())
+    except OSError as error:
+        raise ConfigurationError(f"{path}: {error.strerror}") from error
+    except (ValueError, TypeError) as error:
+        raise ConfigurationError(f"{path}: not a key encrypted under the passphrase") from error
+    if not isinstance(key, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey):
+        raise ConfigurationError(f"{path}: neither an RSA nor an EC key")
+    return key
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Write a file that only its owner may read, durably and all or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    draft = path.with_name(path.name + ".new")
+    with contextlib.suppress(FileNotFoundError):
+        draft.unlink()
+    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+def read_secret(path: Path) -> Secret:
+    """Read a secret text file without its final line break. Raises ConfigurationError."""
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path}: cannot be read") from error
+    if not text:
+        raise ConfigurationError(f"{path}: is empty")
+    return Secret(text)

@@ -1,0 +1,440 @@
+"""TOML in, frozen settings out; every error names its key path.
+
+Unknown keys are errors. `ESTSERVER_DATABASE__URL` style variables override the file. Secrets are
+never inline: settings name the files that hold them. Relative paths are relative to the folder of
+the configuration file.
+"""
+
+import re
+import tomllib
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from estserver.errors import ConfigurationError
+from estserver.model import Door, KeyType, Language, RenewalAuth
+
+SEARCH_PATH = (Path("estserver.toml"), Path("/etc/estserver/estserver.toml"))
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,63}")
+RESERVED_LABELS = frozenset(
+    "cacerts simpleenroll simplereenroll fullcmc serverkeygen csrattrs renewal-info "
+    # RFC 8295 and the lightweight operations draft: a label must never shadow an operation.
+    "pal eecerts crls symmetrickeys firmware tamp "
+    "ucacert ucacerts ucrl usimpleenroll usimplereenroll ucsrattrs".split()
+)
+
+
+def parse_duration(value: object) -> object:
+    """Turn `90d`, `12h`, `30m`, `10s`, `2w` into a timedelta; other types pass through.
+
+    Raises ValueError: text that is none of these.
+    """
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"(\d{1,6})([smhdw])", value.strip())
+    if match is None:
+        raise ValueError("is not a duration such as 90d, 12h, 30m or 10s")
+    return timedelta(**{_UNITS[match[2]]: int(match[1])})
+
+
+Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Branding(_Section):
+    """What stands on every page and mail (SEED-01)."""
+
+    organization: str = "Example Organization"
+    organization_ja: str = "サンプル機構"
+    service: str = "Digital Certificate Issuance Service"
+    service_ja: str = "電子証明書発行サービス"
+    logo: Path | None = None
+    support: str = ""
+    support_ja: str = ""
+
+
+class Database(_Section):
+    """Where everything durable lives."""
+
+    url: str = "sqlite:///estserver.db"
+
+
+class Secrets(_Section):
+    """Files outside the database that its contents are useless without."""
+
+    master: Path = Path("secrets/master.key")
+    passphrase: Path = Path("secrets/passphrase")
+
+
+class Listener(_Section):
+    """One socket: where it listens and how the world reaches it."""
+
+    bind: str = "127.0.0.1"
+    port: int = Field(ge=0, le=65535)
+    url: str
+    """Public base URL without trailing slash: goes into mail, CDP, AIA and challenges."""
+    certificate: Path | None = None
+    key: Path | None = None
+    serves: tuple[str, ...]
+
+    @field_validator("url")
+    @classmethod
+    def _no_trailing_slash(cls, value: str) -> str:
+        return value.rstrip("/")
+
+
+def _listener(port: int, scheme: str, *serves: str) -> Any:
+    return Field(
+        default_factory=lambda: Listener(
+            port=port, url=f"{scheme}://localhost:{port}", serves=serves
+        )
+    )
+
+
+class Listeners(_Section):
+    """The four listeners; what each serves is configuration."""
+
+    web: Listener = _listener(8443, "https", "web")
+    devices: Listener = _listener(9443, "https", "est", "renewal")
+    status: Listener = _listener(8080, "http", "status")
+    management: Listener = _listener(9180, "http", "management")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _partial_tables(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        return {
+            name: {**cls.model_fields[name].get_default(call_default_factory=True).model_dump(), **t}
+            if name in cls.model_fields and isinstance(t, Mapping)
+            else t
+            for name, t in data.items()
+        }
+
+
+class IssuerSettings(_Section):
+    """One issuing CA: certificate, the chain above it (root last) and its encrypted key."""
+
+    certificate: Path
+    chain: tuple[Path, ...]
+    key: Path
+    crl_lifetime: Duration = timedelta(days=7)
+
+
+class Renewal(_Section):
+    """When and how the holder of a certificate may renew it."""
+
+    auth: RenewalAuth = RenewalAuth.CERTIFICATE
+    window: Duration | None = None
+    """How long before notAfter renewal opens; none: at any time."""
+    grace: Duration = timedelta(0)
+    """How long after notAfter an expired certificate still renews."""
+    same_key: bool = True
+    revoke_superseded: bool = False
+    overlap: Duration = timedelta(days=14)
+
+
+class ProfileSettings(_Section):
+    """The rules of one kind of certificate, as written; `profiles.Profile` is the checked form."""
+
+    title: str
+    title_ja: str
+    issuer: str = "issuing"
+    doors: tuple[Door, ...]
+    default_doors: tuple[Door, ...]
+    subject: tuple[str, ...]
+    """RDNs such as `CN={name}`; `{device_id|first_name}` takes the first that is there."""
+    names: tuple[Literal["dns", "ip", "email", "uri"], ...] = ()
+    requires: tuple[Literal["name", "email", "device_id", "names"], ...] = ()
+    wildcard: bool = False
+    max_names: int = Field(default=100, ge=0, le=100)
+    keys: tuple[KeyType, ...] = Field(min_length=1)
+    validity: Duration
+    key_usage: tuple[str, ...] = ("digitalSignature",)
+    extended_key_usage: tuple[str, ...] = Field(min_length=1)
+    policies: tuple[str, ...] = ()
+    approval: bool = False
+    renewal: Renewal = Renewal()
+    replacement: Duration = timedelta(hours=72)
+    """How long after issuance a lost key may be replaced once by its owner; 0s: never."""
+    server_key: bool = False
+    csr_upload: bool = True
+    pop_linking: Literal["off", "optional", "required"] = "optional"
+    change_subject_name: bool = False
+
+
+class EST(_Section):
+    """RFC 7030 settings."""
+
+    default_profile: str = "device"
+    realm: str = "estserver"
+    serverkeygen: bool = False
+    retry_after: Duration = timedelta(seconds=60)
+    pem: bool = True
+    """Take PEM and raw DER bodies too, as many scripts send them."""
+
+
+class Mail(_Section):
+    """How mail leaves; without `host` the commands print it instead."""
+
+    host: str | None = None
+    port: int = 25
+    security: Literal["none", "starttls", "tls"] = "starttls"
+    username: str | None = None
+    password_file: Path | None = None
+    sender: str = "estserver@localhost"
+    give_up_after: Duration = timedelta(hours=48)
+
+
+class Web(_Section):
+    """Pages for people."""
+
+    language: Language = Language.EN
+    session_idle: Duration = timedelta(minutes=30)
+
+
+class Limits(_Section):
+    """Bounds on what one request or one stranger may cost."""
+
+    body_bytes: int = 65536
+    request_seconds: int = 30
+    header_seconds: int = 15
+    guesses_per_source: int = 20
+    """Wrong PINs one source prefix may send per hour at a guessable door before it gets 429."""
+    connections: int = 4096
+
+
+class Log(_Section):
+    """Log lines: `json` for machines, `console` for people."""
+
+    format: Literal["json", "console"] = "json"
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+_WEB, _EST, _ACME = Door.WEB, Door.EST, Door.ACME
+_MAILBOX_MULTIPURPOSE = "2.23.140.1.5.1.2"
+_PERSON_KEYS = (KeyType.RSA_3072, KeyType.EC_P256, KeyType.RSA_4096, KeyType.EC_P384)
+_DEVICE_KEYS = (
+    KeyType.EC_P256,
+    KeyType.EC_P384,
+    KeyType.EC_P521,
+    KeyType.RSA_2048,
+    KeyType.RSA_3072,
+    KeyType.RSA_4096,
+)
+SHIPPED_PROFILES: dict[str, dict[str, Any]] = {
+    "person": {
+        "title": "Personal certificate",
+        "title_ja": "個人証明書",
+        "doors": (_WEB, _EST),
+        "default_doors": (_WEB,),
+        "subject": ("CN={name}",),
+        "names": ("email",),
+        "requires": ("name", "email"),
+        "keys": _PERSON_KEYS,
+        "validity": "395d",
+        "key_usage": ("digitalSignature", "keyEncipherment"),
+        "extended_key_usage": ("clientAuth", "emailProtection"),
+        "policies": (_MAILBOX_MULTIPURPOSE,),
+    },
+    "mail": {
+        "title": "Mailbox certificate (S/MIME)",
+        "title_ja": "メール証明書 (S/MIME)",
+        "doors": (_WEB,),
+        "default_doors": (_WEB,),
+        "subject": ("CN={email}",),
+        "names": ("email",),
+        "requires": ("email",),
+        "keys": _PERSON_KEYS,
+        "validity": "395d",
+        "key_usage": ("digitalSignature", "keyEncipherment"),
+        "extended_key_usage": ("emailProtection", "clientAuth"),
+        "policies": (_MAILBOX_MULTIPURPOSE,),
+    },
+    "device": {
+        "title": "Device certificate",
+        "title_ja": "機器証明書",
+        "doors": (_EST, _ACME),
+        "default_doors": (_EST, _ACME),
+        "subject": ("CN={device_id|first_name}",),
+        "names": ("dns", "ip", "uri"),
+        "requires": (),
+        "keys": _DEVICE_KEYS,
+        "validity": "365d",
+        "key_usage": ("digitalSignature", "keyEncipherment"),
+        "extended_key_usage": ("clientAuth",),
+    },
+    "server": {
+        "title": "Server certificate",
+        "title_ja": "サーバ証明書",
+        "doors": (_EST, _ACME),
+        "default_doors": (_EST, _ACME),
+        "subject": ("CN={first_name}",),
+        "names": ("dns", "ip"),
+        "requires": ("names",),
+        "wildcard": True,
+        "keys": _DEVICE_KEYS,
+        "validity": "90d",
+        "key_usage": ("digitalSignature", "keyEncipherment"),
+        "extended_key_usage": ("serverAuth", "clientAuth"),
+    },
+    "officer": {
+        "title": "Registration officer certificate",
+        "title_ja": "登録担当者証明書",
+        "doors": (_WEB,),
+        "default_doors": (_WEB,),
+        "subject": ("CN={name}",),
+        "names": ("email",),
+        "requires": ("name", "email"),
+        "keys": _PERSON_KEYS,
+        "validity": "395d",
+        "key_usage": ("digitalSignature", "keyEncipherment"),
+        "extended_key_usage": ("clientAuth",),
+    },
+}
+
+
+class Settings(BaseSettings):
+    """The whole configuration. `directory` is where relative paths start."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid",
+        frozen=True,
+        env_prefix="ESTSERVER_",
+        env_nested_delimiter="__",
+    )
+
+    directory: Path = Field(default=Path(), exclude=True)
+    hosts: tuple[str, ...] = ("localhost", "127.0.0.1")
+    """Names and addresses in the server's own TLS certificates."""
+    branding: Branding = Branding()
+    database: Database = Database()
+    secrets: Secrets = Secrets()
+    listeners: Listeners = Field(default_factory=Listeners)
+    issuers: dict[str, IssuerSettings] = Field(default_factory=dict)
+    profiles: dict[str, ProfileSettings] = Field(default_factory=dict, validate_default=True)
+    est: EST = EST()
+    web: Web = Web()
+    mail: Mail = Mail()
+    limits: Limits = Limits()
+    log: Log = Log()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Let the environment win over the file."""
+        del settings_cls, dotenv_settings, file_secret_settings
+        return env_settings, init_settings
+
+    @field_validator("profiles", mode="before")
+    @classmethod
+    def _over_the_shipped_ones(cls, value: Any) -> Any:
+        """A table named like a shipped profile changes only the keys it mentions."""
+        if not isinstance(value, Mapping):
+            return value
+        given = {
+            name: {**SHIPPED_PROFILES.get(name, {}), **table} if isinstance(table, Mapping) else table
+            for name, table in value.items()
+        }
+        return {**SHIPPED_PROFILES, **given}
+
+    @model_validator(mode="after")
+    def _profiles_fit(self) -> Self:
+        for name, profile in self.profiles.items():
+            if not _LABEL.fullmatch(name) or name.lower() in RESERVED_LABELS:
+                # RFC 7030 §3.2.2: a label must not equal an operation's path segment.
+                raise ValueError(f"profiles.{name}: an EST label may not be called that")
+            if self.issuers and profile.issuer not in self.issuers:
+                raise ValueError(f"profiles.{name}.issuer: there is no issuer {profile.issuer}")
+            if not set(profile.default_doors) <= set(profile.doors):
+                raise ValueError(f"profiles.{name}.default_doors: not all of them are in doors")
+        if self.est.default_profile not in self.profiles:
+            raise ValueError("est.default_profile: no such profile")
+        return self
+
+    def path(self, relative: Path) -> Path:
+        """Return `relative` as seen from the configuration file's folder."""
+        return self.directory / relative
+
+    @property
+    def database_url(self) -> str:
+        """The database URL with a relative SQLite path made absolute."""
+        prefix = "sqlite:///"
+        if self.database.url.startswith(prefix) and self.database.url != "sqlite://":
+            return prefix + str(self.path(Path(self.database.url.removeprefix(prefix))).resolve())
+        return self.database.url
+
+
+def find(explicit: Path | None, environment: Mapping[str, str]) -> Path:
+    """Return the configuration file to use.
+
+    Raises ConfigurationError: none of the places holds one.
+    """
+    if explicit is not None:
+        return explicit
+    if environment.get("ESTSERVER_CONFIG"):
+        return Path(environment["ESTSERVER_CONFIG"])
+    for candidate in SEARCH_PATH:
+        if candidate.is_file():
+            return candidate
+    places = ", ".join(str(path) for path in SEARCH_PATH)
+    raise ConfigurationError(
+        f"no configuration: looked for --config, $ESTSERVER_CONFIG, {places}; "
+        "make an instance with `estserver init DIR`"
+    )
+
+
+def load(path: Path) -> Settings:
+    """Read one configuration file.
+
+    Raises ConfigurationError: unreadable, not TOML, or a key that is unknown or out of range;
+    the detail names file and key path and never repeats a value.
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"{path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path}: not TOML: {error}") from error
+    if "directory" in data:
+        raise ConfigurationError(f"{path}: directory: unknown key")
+    try:
+        return Settings(**data, directory=path.resolve().parent)
+    except ValidationError as error:
+        # str(error) would print the input, which may be a misplaced secret.
+        lines = [
+            f"{'.'.join(str(part) for part in item['loc']) or 'settings'}: {_say(item)}"
+            for item in error.errors(include_input=False, include_url=False)
+        ]
+        raise ConfigurationError(f"{path}: " + "; ".join(lines)) from None
+    except Exception as error:
+        # pydantic-settings raises its own kind for an environment value that is not JSON.
+        raise ConfigurationError(f"{path}: {type(error).__name__} in the environment") from None
+
+
+def _say(item: Any) -> str:
+    if item["type"] == "extra_forbidden":
+        return "unknown key"
+    return str(item["msg"]).removeprefix("Value error, ")

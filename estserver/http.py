@@ -1,0 +1,210 @@
+"""What every HTTP door shares: one event and one log line a request, the peer, body limits.
+
+The event is a dictionary that handlers add known fields to; it becomes the canonical log line and
+the counters. Secrets have no field to go into.
+"""
+
+import asyncio
+import secrets
+import time
+import weakref
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+
+import structlog
+from aiohttp import web
+from aiohttp.typedefs import Handler
+from aiohttp.web_protocol import RequestHandler
+from prometheus_client import CollectorRegistry, Counter, Histogram
+
+from estserver.errors import Error, Fault, Refused, Unavailable
+from estserver.failpoints import reach
+from estserver.model import Origin
+
+spoken: weakref.WeakSet[RequestHandler[web.Request]] = weakref.WeakSet()
+"""Connections that have sent the headers of at least one request."""
+
+log = structlog.get_logger("estserver.http")
+
+FIELDS = frozenset(
+    "request_id via operation label applicant profile serial enrollment outcome duration_ms "
+    "method path status source proof error".split()
+)
+EVENT: web.RequestKey[dict[str, object]] = web.RequestKey("event", dict)
+REFERENCE: web.RequestKey[str] = web.RequestKey("reference", str)
+
+registry = CollectorRegistry()
+requests_total = Counter(
+    "estserver_requests_total",
+    "Requests by door, operation, label and outcome",
+    ["via", "operation", "label", "outcome"],
+    registry=registry,
+)
+request_seconds = Histogram(
+    "estserver_request_seconds",
+    "Time to answer by door and operation",
+    ["via", "operation"],
+    registry=registry,
+)
+
+
+class BodyTooLarge(Refused):
+    """The request body is larger than this operation takes."""
+
+    code = "body-too-large"
+
+
+class UnsupportedMediaType(Refused):
+    """The request's Content-Type or Content-Encoding is not one this operation takes."""
+
+    code = "unsupported-media-type"
+
+
+class SlowBody(Refused):
+    """The request body did not arrive in time."""
+
+    code = "slow-body"
+
+
+def note(request: web.Request, **fields: object) -> None:
+    """Add `fields` (names from FIELDS only) to the request's event."""
+    unknown = fields.keys() - FIELDS
+    if unknown:
+        raise Fault(f"not a log field: {', '.join(sorted(unknown))}")
+    request[EVENT].update(fields)
+
+
+def origin(request: web.Request) -> Origin:
+    """Return where a request came from, for audit rows."""
+    return Origin(request[REFERENCE], source(request))
+
+
+def source(request: web.Request) -> str:
+    """Return the peer's address, or `local` on a Unix socket."""
+    return request.remote or "local"
+
+
+def peer_certificate(request: web.Request) -> bytes | None:
+    """Return the client certificate of the TLS handshake, DER, or None if none was presented.
+
+    Its key was proven by the handshake; chain, time, EKU and revocation are for the application.
+    """
+    transport = request.transport
+    ssl_object = None if transport is None else transport.get_extra_info("ssl_object")
+    der: bytes | None = None if ssl_object is None else ssl_object.getpeercert(binary_form=True)
+    return der
+
+
+async def read_body(request: web.Request, *, limit: int, seconds: int) -> bytes:
+    """Read the whole body, chunked or not.
+
+    Raises BodyTooLarge (by Content-Length before a byte is read, else as soon as it is passed),
+    SlowBody, UnsupportedMediaType (any Content-Encoding: a zip bomb is not worth a decoder).
+    """
+    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise UnsupportedMediaType("send the body without Content-Encoding")
+    if request.content_length is not None and request.content_length > limit:
+        raise BodyTooLarge(f"the body is larger than {limit} bytes")
+    parts: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(seconds):
+            async for part in request.content.iter_any():
+                size += len(part)
+                if size > limit:
+                    raise BodyTooLarge(f"the body is larger than {limit} bytes")
+                parts.append(part)
+    except TimeoutError:
+        raise SlowBody(f"the body did not arrive within {seconds} seconds") from None
+    return b"".join(parts)
+
+
+def retry_after_seconds(error: Error) -> str | None:
+    """Return an error's Retry-After as whole seconds, at least 1, for clients that parse integers."""
+    if error.retry_after is None:
+        return None
+    return str(max(1, -(-error.retry_after // timedelta(seconds=1))))
+
+
+def observer(
+    via: str, render: Callable[[web.Request, Error], Awaitable[web.StreamResponse]]
+) -> Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]:
+    """Make the outermost middleware of a door.
+
+    `render` turns an error of the tree into the door's own kind of answer. Whatever is not of the
+    tree is logged in full under the request's reference and rendered as a bare Fault.
+    """
+
+    @web.middleware
+    async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
+        started = time.perf_counter()
+        spoken.add(request.protocol)
+        request[REFERENCE] = secrets.token_hex(8)
+        event: dict[str, object] = {"via": via, "operation": "other", "label": ""}
+        request[EVENT] = event
+        try:
+            response = await handler(request)
+            event.setdefault("outcome", "ok" if response.status < 400 else "refused")
+        except web.HTTPException as answer:
+            event.setdefault("outcome", "not-found" if answer.status == 404 else "refused")
+            _finish(request, event, answer.status, started)
+            raise
+        except Refused as error:
+            event["outcome"] = error.code
+            response = await render(request, error)
+        except Error as error:
+            event["outcome"] = error.code
+            _log_fault(request, error)
+            response = await render(request, error)
+        except asyncio.CancelledError:
+            event["outcome"] = "client-gone"
+            _finish(request, event, 499, started)
+            raise
+        except Exception as error:  # noqa: BLE001 - the last wall: nothing may reach the client
+            event["outcome"] = Fault.code
+            _log_fault(request, error)
+            response = await render(request, Fault("internal error"))
+        _finish(request, event, response.status, started)
+        return response
+
+    return observe
+
+
+def _log_fault(request: web.Request, error: Exception) -> None:
+    if isinstance(error, Unavailable):
+        log.warning("request.unavailable", request_id=request[REFERENCE], error=error.detail)
+    else:
+        log.error("request.failed", request_id=request[REFERENCE], exc_info=error)
+
+
+def _finish(
+    request: web.Request, event: dict[str, object], status: int, started: float
+) -> None:
+    seconds = time.perf_counter() - started
+    via, operation = str(event["via"]), str(event["operation"])
+    outcome = str(event["outcome"])
+    requests_total.labels(via, operation, str(event["label"]), outcome).inc()
+    request_seconds.labels(via, operation).observe(seconds)
+    log.info(
+        "request.answered",
+        request_id=request[REFERENCE],
+        method=request.method,
+        status=status,
+        source=source(request),
+        duration_ms=round(seconds * 1000, 1),
+        **event,
+    )
+
+
+async def hide_software(_request: web.Request, response: web.StreamResponse) -> None:
+    """Drop aiohttp's Server header, which tells versions; an `on_response_prepare` signal."""
+    response.headers.popall("Server", None)
+
+
+async def delivered(response: web.StreamResponse, request: web.Request) -> web.StreamResponse:
+    """Send an answer that carries a certificate, between the failpoints around its bytes."""
+    reach("first-byte")
+    await response.prepare(request)
+    await response.write_eof()
+    reach("last-byte")
+    return response

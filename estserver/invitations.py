@@ -1,0 +1,466 @@
+"""Invitations: issue one, hand it over, redeem its PIN, throttle guessing, change and end it.
+
+Two secrets open an invitation. The URL token finds it, the PIN confirms. Both are derived or drawn
+here and nowhere stored: of the token the database has a SHA-256, of the PIN a peppered hash.
+
+The token is derived from the master secret rather than drawn, so that a mail can be rendered when it
+is sent, and sent again, without the token lying in the outbox. To whoever lacks the master secret it
+is 128 random bits.
+"""
+
+import base64
+import hashlib
+import hmac
+import ipaddress
+import secrets
+import threading
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from cryptography import x509
+from cryptography.exceptions import InvalidKey
+from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
+
+from estserver import pin
+from estserver.config import Limits
+from estserver.errors import (
+    BadCredentials,
+    BadInput,
+    Conflict,
+    NotFound,
+    TooManyAttempts,
+)
+from estserver.keyring import Keyring
+from estserver.model import (
+    Clock,
+    Door,
+    Event,
+    Invitation,
+    InvitationState,
+    Language,
+    Origin,
+    Secret,
+)
+from estserver.names import check_text, parse_general_name
+from estserver.profiles import Profile
+from estserver.store import Store, Transaction, registrations
+from estserver.store.registrations import PINHash
+
+FREE_TRIES = 5
+MAX_DELAY_SECONDS = 60
+DEAD_AT = 100
+"""Wrong PINs behind the URL after which the PIN is dead (NIST SP 800-63B §5.2.2)."""
+GUESS_WINDOW_SECONDS = 3600
+_UNKNOWN_URL = "this link is not known: check that it is complete, or ask for a new one"
+_WRONG_PIN = "the invitation number or the PIN is wrong"
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """What an administrator registers; checked by `Invitations.issue`.
+
+    `names` are texts such as `dns:host.example`. `doors` None opens the profile's default doors.
+    """
+
+    profile: str
+    name: str = ""
+    email: str | None = None
+    device_id: str | None = None
+    names: tuple[str, ...] = ()
+    doors: frozenset[Door] | None = None
+    units: int = 1
+    expires: timedelta = timedelta(days=30)
+    renew_until: datetime | None = None
+    language: Language = Language.EN
+    approval: bool | None = None
+    hold: bool = False
+    mail: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Handover:
+    """What is shown once: the invitation, its PIN (None: ACME only) and its URL token (web)."""
+
+    invitation: Invitation
+    pin: Secret | None
+    token: Secret | None
+
+
+class Invitations:
+    """All that happens to an invitation except issuance. Thread-safe."""
+
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        keyring: Keyring,
+        profiles: dict[str, Profile],
+        limits: Limits,
+        organization: str,
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._keyring = keyring
+        self._profiles = profiles
+        self._limits = limits
+        self._organization = organization
+        # Argon2id takes tens of milliseconds and megabytes: never more than two at a time.
+        self._hashing = threading.Semaphore(2)
+
+    # -- registering -----------------------------------------------------------------------------
+
+    def issue(self, registration: Registration, *, by: str, origin: Origin) -> Handover:
+        """Register an applicant and return what is shown once.
+
+        Raises BadInput: a name the profile does not certify, a missing field, a closed door.
+        """
+        checked = self._check(registration)
+        while True:
+            invitation = replace(checked, number=_new_number())
+            access = pin.generate(_pin_symbols(invitation.doors))
+            hashed = self._hash(invitation, access)
+            token = self.url_token(invitation)
+            url_hash = None if token is None else _token_hash(token)
+
+            def unit(
+                tx: Transaction,
+                invitation: Invitation = invitation,
+                hashed: PINHash = hashed,
+                url_hash: bytes | None = url_hash,
+            ) -> bool:
+                added = registrations.add(tx, invitation, pin=hashed, url_hash=url_hash, by=by)
+                if added:
+                    tx.audit(
+                        Event(
+                            "invitation.issued",
+                            by,
+                            f"invitation {invitation.number}",
+                            {"profile": invitation.profile, "label": invitation.label},
+                        ),
+                        origin,
+                    )
+                    if registration.mail and not registration.hold:
+                        _post_invitation(tx, invitation)
+                return added
+
+            if self._store.write(unit):
+                return Handover(invitation, access, token)
+
+    def _check(self, registration: Registration) -> Invitation:
+        profile = self._profiles.get(registration.profile)
+        if profile is None or profile.name.startswith("_"):
+            raise BadInput(f"there is no profile {registration.profile}")
+        if not 1 <= registration.units <= 1_000_000:
+            raise BadInput("max must be between 1 and 1000000")
+        if registration.expires <= timedelta(0):
+            raise BadInput("expires must lie in the future")
+        names = tuple(parse_general_name(text) for text in registration.names)
+        email = registration.email
+        if email is not None:
+            address = parse_general_name(f"email:{email}")
+            assert isinstance(address, x509.RFC822Name)  # noqa: S101 - narrows for mypy
+            email = address.value
+        now = self._clock.now()
+        doors = registration.doors
+        invitation = Invitation(
+            number="",
+            profile=profile.name,
+            name=check_text(registration.name, "name", 64) if registration.name else "",
+            email=email,
+            device_id=None
+            if registration.device_id is None
+            else check_text(registration.device_id, "device id", 64),
+            names=names,
+            language=registration.language,
+            doors=frozenset(profile.settings.default_doors) if doors is None else doors,
+            units=registration.units,
+            units_used=0,
+            state=InvitationState.HELD if registration.hold else InvitationState.OPEN,
+            approval=profile.settings.approval
+            if registration.approval is None
+            else registration.approval,
+            created_at=now,
+            expires_at=now + registration.expires,
+            renew_until=registration.renew_until,
+            pin_generation=1,
+            pin_failures=0,
+            pin_dead=False,
+            renewal_pin=False,
+            replaced=False,
+            url_generation=1,
+            organization=self._organization,
+        )
+        if not invitation.doors:
+            raise BadInput("an invitation needs at least one door")
+        profile.check_invitation(invitation)
+        return invitation
+
+    # -- finding ---------------------------------------------------------------------------------
+
+    def get(self, number: str) -> Invitation:
+        """Find an invitation by number. Raises NotFound."""
+        found = self._store.read(lambda tx: registrations.get(tx, number))
+        if found is None:
+            raise NotFound(f"there is no invitation {number}")
+        return found
+
+    def by_token(self, token: str) -> Invitation:
+        """Find an invitation by its URL token. Raises NotFound. Changes nothing."""
+        if len(token) > 64:
+            raise NotFound(_UNKNOWN_URL)
+        digest = _token_hash(Secret(token))
+        found = self._store.read(lambda tx: registrations.by_url(tx, digest))
+        if found is None or Door.WEB not in found.doors:
+            raise NotFound(_UNKNOWN_URL)
+        return found
+
+    def page(self, after: str | None = None, limit: int = 100) -> list[Invitation]:
+        """List invitations, newest first, after the one with number `after`."""
+        last = None if after is None else self.get(after)
+        return list(self._store.read(lambda tx: registrations.page(tx, after=last, limit=limit)))
+
+    def url_token(self, invitation: Invitation) -> Secret | None:
+        """Return the URL token (22 characters base64url), or None where the web door is shut."""
+        if Door.WEB not in invitation.doors:
+            return None
+        raw = self._keyring.derive(
+            "invitation-url", invitation.number, str(invitation.url_generation), length=16
+        )
+        return Secret(base64.urlsafe_b64encode(raw).decode().rstrip("="))
+
+    # -- redeeming a PIN -------------------------------------------------------------------------
+
+    def confirm(self, invitation: Invitation, typed: Secret, *, source: str) -> None:
+        """Check the PIN of an invitation that its secret URL has found.
+
+        Five tries are free, then each must wait, doubling to a minute; at a hundred the PIN dies.
+        Raises MistypedPIN, BadCredentials, TooManyAttempts.
+        """
+        symbols = pin.normalize(typed.reveal())
+        # The try is counted before the slow hash, so that parallel guesses cannot all slip by.
+        failed_before = self._store.write(lambda tx: self._begin_try(tx, invitation.number))
+        if self._matches(invitation.number, symbols):
+            self._store.write(
+                lambda tx: registrations.forgive_pin_failure(
+                    tx, invitation.number, failed_at=failed_before
+                )
+            )
+            return
+        self._store.write(lambda tx: self._count_source(tx, source))
+        raise BadCredentials("the PIN is wrong")
+
+    def _begin_try(self, tx: Transaction, number: str) -> datetime:
+        present = registrations.get(tx, number)
+        if present is None:
+            raise NotFound(_UNKNOWN_URL)
+        if present.pin_dead:
+            raise BadCredentials(
+                "this PIN was tried too often and is dead: ask the administrator for a new one",
+                reason="dead",
+            )
+        failed_at = registrations.pin_failed_at(tx, number)
+        over = present.pin_failures - FREE_TRIES
+        if over >= 0:
+            delay = timedelta(seconds=min(MAX_DELAY_SECONDS, 2**over))
+            wait = failed_at + delay - tx.now
+            if wait > timedelta(0):
+                raise TooManyAttempts(
+                    f"too many wrong PINs: try again in {wait.seconds} seconds", retry_after=wait
+                )
+        failures = registrations.count_pin_failure(tx, number, dead_at=DEAD_AT)
+        if failures == DEAD_AT:
+            self._tell_dead(tx, present)
+        return failed_at
+
+    def _tell_dead(self, tx: Transaction, invitation: Invitation) -> None:
+        tx.audit(
+            Event("pin.dead", "server", f"invitation {invitation.number}", {"failures": DEAD_AT}),
+            Origin("", "server"),
+        )
+
+    def redeem(self, number: str, typed: Secret, *, source: str) -> Invitation:
+        """Find and check an invitation at a guessable door: number (or empty) and long PIN.
+
+        The hash is compared first: a right PIN is never refused because others guessed wrongly.
+        Raises BadCredentials, the same for unknown and wrong; TooManyAttempts for this source.
+        """
+        try:
+            symbols = pin.normalize(typed.reveal())
+        except BadCredentials:
+            self._refuse_flood(source)
+            raise
+        digest = self._pepper(symbols)
+        found = self._store.read(lambda tx: registrations.by_pin(tx, digest))
+        known = found is not None and hmac.compare_digest(number or found.number, found.number)
+        if found is None or not known or found.pin_dead:
+            self._refuse_flood(source)
+            self._store.write(lambda tx: self._count_source(tx, source))
+            raise BadCredentials(_WRONG_PIN)
+        return found
+
+    def _refuse_flood(self, source: str) -> None:
+        """Answer 429 without another durable write once a source has used up its guesses."""
+        key = _source_key(source)
+        window = GUESS_WINDOW_SECONDS
+        count = self._store.read(lambda tx: registrations.failures(tx, key, window=window))
+        if count >= self._limits.guesses_per_source:
+            left = window - int(self._clock.now().timestamp()) % window
+            raise TooManyAttempts(
+                f"too many wrong PINs from your network: try again in {left} seconds",
+                retry_after=timedelta(seconds=left),
+            )
+
+    def _count_source(self, tx: Transaction, source: str) -> None:
+        registrations.count_attempt(tx, _source_key(source), window=GUESS_WINDOW_SECONDS)
+
+    def _hash(self, invitation: Invitation, access: Secret) -> PINHash:
+        symbols = pin.normalize(access.reveal())
+        if len(symbols.reveal()) > pin.SHORT + 1:
+            return PINHash("hmac", b"", self._pepper(symbols))
+        salt = secrets.token_bytes(16)
+        return PINHash("argon2id", salt, self._argon2id(salt).derive(symbols.reveal().encode()))
+
+    def _matches(self, number: str, symbols: Secret) -> bool:
+        stored = self._store.read(lambda tx: registrations.pin_hash(tx, number))
+        if stored.scheme == "hmac":
+            return hmac.compare_digest(stored.digest, self._pepper(symbols))
+        with self._hashing:
+            try:
+                self._argon2id(stored.salt).verify(symbols.reveal().encode(), stored.digest)
+            except InvalidKey:
+                return False
+        return True
+
+    def _pepper(self, symbols: Secret) -> bytes:
+        return self._keyring.mac("pin", symbols.reveal().encode())
+
+    def _argon2id(self, salt: bytes) -> Argon2id:
+        # OWASP's second setting: 19 MiB, two passes. The pepper goes in as Argon2's own secret.
+        return Argon2id(
+            salt=salt,
+            length=32,
+            iterations=2,
+            lanes=1,
+            memory_cost=19 * 1024,
+            secret=self._keyring.derive("pin-argon2id"),
+        )
+
+    # -- changing --------------------------------------------------------------------------------
+
+    def release(self, number: str, *, by: str, origin: Origin) -> Invitation:
+        """Open an invitation that was held back until its PIN was handed over; mail its URL.
+
+        Raises NotFound, Conflict.
+        """
+
+        def unit(tx: Transaction) -> None:
+            if not registrations.set_state(
+                tx, number, before=InvitationState.HELD, to=InvitationState.OPEN
+            ):
+                raise Conflict(f"invitation {number} is not held back")
+            tx.audit(Event("invitation.released", by, f"invitation {number}"), origin)
+            opened = registrations.get(tx, number)
+            if opened is not None:
+                _post_invitation(tx, opened)
+
+        self.get(number)
+        self._store.write(unit)
+        return self.get(number)
+
+    def cancel(self, number: str, *, by: str, origin: Origin) -> Invitation:
+        """End an invitation: no redemption, no repeated answer, no renewal. Revokes nothing.
+
+        Raises NotFound, Conflict.
+        """
+
+        def unit(tx: Transaction) -> None:
+            if not registrations.set_state(
+                tx, number, before=None, to=InvitationState.CANCELLED
+            ):
+                raise Conflict(f"invitation {number} is cancelled already")
+            tx.audit(Event("invitation.cancelled", by, f"invitation {number}"), origin)
+
+        self.get(number)
+        self._store.write(unit)
+        return self.get(number)
+
+    def new_pin(
+        self, number: str, *, expires: timedelta | None, by: str, origin: Origin
+    ) -> Handover:
+        """Replace the PIN; on a spent invitation the new one renews its certificate once.
+
+        The expiry moves to `expires` from now, or stays where it is if that is later.
+        Raises NotFound, Conflict (cancelled).
+        """
+        invitation = self.get(number)
+        if invitation.state is InvitationState.CANCELLED:
+            raise Conflict(f"invitation {number} is cancelled")
+        access = pin.generate(_pin_symbols(invitation.doors))
+        hashed = self._hash(invitation, access)
+        until = self._clock.now() + (expires or timedelta(days=30))
+
+        def unit(tx: Transaction) -> None:
+            registrations.set_pin(
+                tx, number, hashed, expires_at=max(until, invitation.expires_at)
+            )
+            tx.audit(Event("pin.renewed", by, f"invitation {number}"), origin)
+
+        self._store.write(unit)
+        fresh = self.get(number)
+        return Handover(fresh, access, self.url_token(fresh))
+
+    def resend(self, number: str, *, by: str, origin: Origin) -> Invitation:
+        """Mail the URL again; PIN and URL stay the same.
+
+        Raises NotFound, Conflict: cancelled, held back, or without web door or address.
+        """
+        invitation = self.get(number)
+        if invitation.state is not InvitationState.OPEN:
+            raise Conflict(f"invitation {number} is {invitation.state}")
+        if invitation.email is None or Door.WEB not in invitation.doors:
+            raise Conflict(f"invitation {number} has no mail address or no web door")
+
+        def unit(tx: Transaction) -> None:
+            _post_invitation(tx, invitation)
+            tx.audit(Event("invitation.resent", by, f"invitation {number}"), origin)
+
+        self._store.write(unit)
+        return invitation
+
+
+def _post_invitation(tx: Transaction, invitation: Invitation) -> None:
+    if invitation.email is None or Door.WEB not in invitation.doors:
+        return
+    registrations.post(
+        tx,
+        identifier=f"invitation-{invitation.number}-{secrets.token_hex(8)}",
+        template="invitation",
+        invitation=invitation,
+        recipient=invitation.email,
+        values={},
+    )
+
+
+def _pin_symbols(doors: frozenset[Door]) -> int:
+    return pin.LONG if Door.EST in doors else pin.SHORT
+
+
+def _new_number() -> str:
+    """Ten random digits: easy to say on the phone, and no hint how many there are."""
+    return f"{secrets.randbelow(9 * 10**9) + 10**9}"
+
+
+def _token_hash(token: Secret) -> bytes:
+    return hashlib.sha256(b"url" + token.reveal().encode()).digest()
+
+
+def _source_key(source: str) -> str:
+    """Name the network a request came from: /24 for IPv4, /56 for IPv6."""
+    try:
+        address = ipaddress.ip_address(source)
+    except ValueError:
+        return "source:local"
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
+        address = address.ipv4_mapped
+    prefix = 24 if address.version == 4 else 56
+    return f"source:{ipaddress.ip_network((address, prefix), strict=False)}"

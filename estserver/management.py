@@ -1,0 +1,73 @@
+"""The management listener: is it alive, is it ready, what has it counted."""
+
+from collections.abc import Coroutine, Sequence
+from datetime import timedelta
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from estserver import http
+from estserver.errors import Error
+from estserver.protocols import Services
+
+RED = 0.25
+"""Share of a CRL's life that is left when readiness turns red (INC-28)."""
+
+
+class Management:
+    """`/healthz` (the process answers), `/readyz` (it can do its work), `/metrics` (Prometheus)."""
+
+    name = "management"
+    prefix = ""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    def application(self) -> web.Application:
+        """Return the three routes."""
+        application = web.Application(middlewares=[http.observer("management", _render)])
+        application.router.add_get("/healthz", self._healthz)
+        application.router.add_get("/readyz", self._readyz)
+        application.router.add_get("/metrics", self._metrics)
+        return application
+
+    def background(self) -> Sequence[Coroutine[None, None, None]]:
+        """Nothing runs besides the requests."""
+        return ()
+
+    async def _healthz(self, request: web.Request) -> web.Response:
+        http.note(request, operation="healthz")
+        return web.Response(text="ok\n")
+
+    async def _readyz(self, request: web.Request) -> web.Response:
+        http.note(request, operation="readyz")
+        problems = await self._services.run(self._problems)
+        body = {"ready": not problems, "problems": problems}
+        return web.json_response(body, status=503 if problems else 200)
+
+    def _problems(self) -> list[str]:
+        now = self._services.clock.now()
+        problems = []
+        try:
+            for issuer in self._services.settings.issuers:
+                crl = self._services.status.crl(issuer)
+                life = crl.next_update - crl.this_update
+                if crl.next_update - now < life * RED:
+                    problems.append(f"the CRL of {issuer} is old")
+                chain = self._services.chains[issuer]
+                if chain[0].not_valid_after_utc - now < timedelta(days=30):
+                    problems.append(f"the certificate of {issuer} expires within 30 days")
+        except Error as error:
+            problems.append(error.detail)
+        return problems
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        http.note(request, operation="metrics")
+        return web.Response(
+            body=generate_latest(http.registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
+        )
+
+
+async def _render(request: web.Request, error: Error) -> web.StreamResponse:
+    reference = request[http.REFERENCE]
+    return web.Response(status=503, text=f"{error.detail}\nReference: {reference}\n")

@@ -1,0 +1,165 @@
+"""The server's own certificates: TLS and OCSP responders, issued through `ra` like all others.
+
+Each lives in one file, encrypted key and chain together, so that they are replaced as one. A
+certificate past half of its life is replaced by one with a new key.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
+
+from estserver.ca.keys import PrivateKey, encrypt_key, generate_key, load_key, write_private
+from estserver.config import ProfileSettings, Settings
+from estserver.csr import read_csr
+from estserver.errors import ConfigurationError, Fault
+from estserver.model import (
+    Applicant,
+    Clock,
+    Door,
+    Entitlement,
+    Grant,
+    Internal,
+    Issued,
+    KeyType,
+    Origin,
+    Secret,
+    Via,
+)
+from estserver.names import parse_general_name
+from estserver.ra import EnrollmentRequest, RegistrationAuthority
+
+TLS_PROFILE = "_tls"
+"""A leading underscore keeps internal profiles from being EST labels."""
+_TLS_LIFE = timedelta(days=90)
+_OCSP_LIFE = timedelta(days=30)
+_ORIGIN = Origin("own-certificates", "server")
+
+
+def ocsp_profile(issuer: str) -> str:
+    """Name the internal profile of an issuer's OCSP responder certificates."""
+    return f"_ocsp-{issuer}"
+
+
+def internal_profiles(settings: Settings) -> dict[str, ProfileSettings]:
+    """Return the settings of the profiles that only the server itself uses."""
+
+    def profile(title: str, issuer: str, usage: str, validity: timedelta) -> ProfileSettings:
+        return ProfileSettings(
+            title=title,
+            title_ja=title,
+            issuer=issuer,
+            doors=(Door.EST,),
+            default_doors=(),
+            subject=("CN={first_name}",),
+            names=("dns", "ip"),
+            keys=(KeyType.EC_P256,),
+            validity=validity,
+            extended_key_usage=(usage,),
+        )
+
+    tls_issuer = settings.profiles[settings.est.default_profile].issuer
+    responders = {
+        ocsp_profile(name): profile("OCSP responder", name, "ocspSigning", _OCSP_LIFE)
+        for name in settings.issuers
+    }
+    return {TLS_PROFILE: profile("TLS", tls_issuer, "serverAuth", _TLS_LIFE), **responders}
+
+
+@dataclass(frozen=True, slots=True)
+class OwnCertificate:
+    """One of our own: `path` holds key (encrypted) and chain as PEM."""
+
+    path: Path
+    key: PrivateKey
+    certificate: x509.Certificate
+
+
+class OwnCertificates:
+    """Keeps the server's own certificates fresh. `renew` may block and is safe to repeat."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        clock: Clock,
+        ra: RegistrationAuthority,
+        chains: Mapping[str, tuple[x509.Certificate, ...]],
+        passphrase: Secret,
+    ) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._ra = ra
+        self._chains = chains
+        self._passphrase = passphrase
+
+    def tls(self) -> OwnCertificate:
+        """Return the TLS certificate for all of the configured hosts, made or renewed as needed."""
+        names = frozenset(
+            parse_general_name(f"{'ip' if _is_address(host) else 'dns'}:{host}")
+            for host in self._settings.hosts
+        )
+        return self._fresh("tls", TLS_PROFILE, Grant(x509.Name([]), names))
+
+    def responder(self, issuer: str) -> OwnCertificate:
+        """Return the OCSP responder certificate of an issuer, made or renewed as needed."""
+        common_name = x509.NameAttribute(NameOID.COMMON_NAME, f"OCSP responder {issuer}"[:64])
+        organization = self._chains[issuer][0].subject.get_attributes_for_oid(
+            NameOID.ORGANIZATION_NAME
+        )
+        subject = x509.Name([*organization, common_name])
+        return self._fresh(f"ocsp-{issuer}", ocsp_profile(issuer), Grant(subject, frozenset()))
+
+    def _fresh(self, purpose: str, profile: str, grant: Grant) -> OwnCertificate:
+        path = self._settings.path(Path("keys") / f"{purpose}.pem")
+        if path.exists():
+            own = self._load(path)
+            life = own.certificate.not_valid_after_utc - own.certificate.not_valid_before_utc
+            half = own.certificate.not_valid_before_utc + life / 2
+            if self._clock.now() < half and self._covers(own.certificate, profile, grant):
+                return own
+        return self._make(path, purpose, profile, grant)
+
+    def _load(self, path: Path) -> OwnCertificate:
+        key = load_key(path, self._passphrase)
+        certificates = x509.load_pem_x509_certificates(path.read_bytes())
+        if certificates[0].public_key() != key.public_key():
+            raise ConfigurationError(f"{path}: key and certificate do not belong together")
+        return OwnCertificate(path, key, certificates[0])
+
+    def _covers(self, certificate: x509.Certificate, profile: str, grant: Grant) -> bool:
+        """Tell whether hosts and issuer are still those of the configuration."""
+        try:
+            san = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+            names = frozenset(san.value)
+        except x509.ExtensionNotFound:
+            names = frozenset()
+        issuer = x509.load_der_x509_certificate(self._ra.chain(profile)[0])
+        return names == grant.names and certificate.issuer == issuer.subject
+
+    def _make(self, path: Path, purpose: str, profile: str, grant: Grant) -> OwnCertificate:
+        key = generate_key(KeyType.EC_P256)
+        request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
+        csr = read_csr(request.sign(key, hashes.SHA256()).public_bytes(Encoding.DER))
+        entitlement = Entitlement(
+            applicant=Applicant("server", purpose),
+            profile=profile,
+            grant=grant,
+            approved=True,
+            authority=Internal(purpose),
+        )
+        answer = self._ra.enroll(EnrollmentRequest(entitlement, csr, Via.INTERNAL, _ORIGIN))
+        if not isinstance(answer, Issued):
+            raise Fault(f"our own certificate for {purpose} waits for approval")
+        ders = (answer.der, *self._ra.chain(profile)[:-1])
+        chain = [x509.load_der_x509_certificate(der).public_bytes(Encoding.PEM) for der in ders]
+        write_private(path, encrypt_key(key, self._passphrase) + b"".join(chain))
+        return self._load(path)
+
+
+def _is_address(host: str) -> bool:
+    return ":" in host or host.replace(".", "").isdigit()

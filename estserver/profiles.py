@@ -1,0 +1,291 @@
+"""Profile: the rules of one kind of certificate. Pure: no I/O, no clock, no randomness.
+
+`grant` turns a registration into what may stand in a certificate; `plan` turns a CSR and a grant
+into one certificate as it shall be. Of a CSR only the public key goes in; its names are compared
+with the grant and never copied.
+"""
+
+import re
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+
+from cryptography import x509
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
+
+from estserver.config import ProfileSettings
+from estserver.csr import CSR, allows
+from estserver.errors import (
+    BadInput,
+    ConfigurationError,
+    Fault,
+    IdentityMismatch,
+    KeyNotAllowed,
+    NamesNotAllowed,
+)
+from estserver.model import Door, Grant, Invitation, Plan, PublicKey
+from estserver.names import canonical_general_name, display_name, format_general_name, same_name
+
+BACKDATE = timedelta(minutes=5)
+"""How far notBefore lies in the past, for relying parties whose clocks run slow."""
+_COMMON_NAME_MAX = 64
+_ATTRIBUTES = {
+    "C": NameOID.COUNTRY_NAME,
+    "ST": NameOID.STATE_OR_PROVINCE_NAME,
+    "L": NameOID.LOCALITY_NAME,
+    "O": NameOID.ORGANIZATION_NAME,
+    "OU": NameOID.ORGANIZATIONAL_UNIT_NAME,
+    "CN": NameOID.COMMON_NAME,
+    "serialNumber": NameOID.SERIAL_NUMBER,
+    "UID": NameOID.USER_ID,
+}
+_USAGES = {
+    "clientAuth": ExtendedKeyUsageOID.CLIENT_AUTH,
+    "serverAuth": ExtendedKeyUsageOID.SERVER_AUTH,
+    "emailProtection": ExtendedKeyUsageOID.EMAIL_PROTECTION,
+    "ocspSigning": ExtendedKeyUsageOID.OCSP_SIGNING,
+    "codeSigning": ExtendedKeyUsageOID.CODE_SIGNING,
+}
+_KEY_USAGES = ("digitalSignature", "contentCommitment", "keyEncipherment", "keyAgreement")
+_KINDS: Mapping[str, type[x509.GeneralName]] = {
+    "dns": x509.DNSName,
+    "ip": x509.IPAddress,
+    "email": x509.RFC822Name,
+    "uri": x509.UniformResourceIdentifier,
+}
+_PLACEHOLDER = re.compile(r"\{([a-z_|]+)\}")
+
+
+class Profile:
+    """A checked profile. Built once at start from its settings and its issuer's certificate.
+
+    Raises ConfigurationError: an unknown usage, attribute or placeholder; the detail names the key.
+    """
+
+    def __init__(self, name: str, settings: ProfileSettings, issuer: x509.Certificate) -> None:
+        self.name = name
+        self.settings = settings
+        self._issuer_not_after = issuer.not_valid_after_utc
+        self._subject = [self._attribute(rdn) for rdn in settings.subject]
+        self._usages = [self._usage(text) for text in settings.extended_key_usage]
+        self._signs_status = ExtendedKeyUsageOID.OCSP_SIGNING in self._usages
+        if unknown := set(settings.key_usage) - set(_KEY_USAGES):
+            raise self._wrong("key_usage", f"unknown: {', '.join(sorted(unknown))}")
+        self._kinds = tuple(_KINDS[kind] for kind in settings.names)
+        try:
+            self._policies = [ObjectIdentifier(dotted) for dotted in settings.policies]
+        except ValueError as error:
+            raise self._wrong("policies", "not an object identifier") from error
+
+    def _wrong(self, key: str, what: str) -> ConfigurationError:
+        return ConfigurationError(f"profiles.{self.name}.{key}: {what}")
+
+    def _attribute(self, rdn: str) -> tuple[ObjectIdentifier, str]:
+        attribute, _, template = rdn.partition("=")
+        if attribute not in _ATTRIBUTES or not template:
+            raise self._wrong("subject", f"{rdn!r} is not ATTRIBUTE=TEMPLATE")
+        fields = {f for found in _PLACEHOLDER.findall(template) for f in found.split("|")}
+        if fields - {"name", "email", "device_id", "first_name", "organization", "number"}:
+            raise self._wrong("subject", f"{rdn!r} has an unknown placeholder")
+        return _ATTRIBUTES[attribute], template
+
+    def _usage(self, text: str) -> ObjectIdentifier:
+        if text in _USAGES:
+            return _USAGES[text]
+        try:
+            return ObjectIdentifier(text)
+        except ValueError as error:
+            raise self._wrong("extended_key_usage", f"{text!r} is neither name nor OID") from error
+
+    def title(self, language: str) -> str:
+        """What the certificate is called on pages and in mail."""
+        return self.settings.title_ja if language == "ja" else self.settings.title
+
+    @property
+    def extended_key_usage(self) -> tuple[ObjectIdentifier, ...]:
+        """The purposes every certificate of this profile has."""
+        return tuple(self._usages)
+
+    def check_invitation(self, invitation: Invitation) -> None:
+        """Raise BadInput unless this profile can certify what `invitation` registers."""
+        have = {
+            "name": bool(invitation.name),
+            "email": invitation.email is not None,
+            "device_id": invitation.device_id is not None,
+            "names": bool(invitation.names),
+        }
+        if missing := [need for need in self.settings.requires if not have[need]]:
+            raise BadInput(f"profile {self.name} needs: {', '.join(missing)}")
+        if closed := invitation.doors - set(self.settings.doors):
+            doors = ", ".join(sorted(closed))
+            raise BadInput(f"profile {self.name} does not open the door {doors}")
+        grant = self.grant(invitation)
+        if not grant.names and not len(grant.subject):
+            raise BadInput(f"profile {self.name} needs a name to certify: a device id or DNS name")
+
+    def grant(self, invitation: Invitation) -> Grant:
+        """Say what a certificate for this registration may contain.
+
+        Raises BadInput: a name of a kind this profile does not certify, or too many.
+        """
+        names = list(invitation.names)
+        if invitation.email is not None and x509.RFC822Name in self._kinds:
+            names.insert(0, x509.RFC822Name(invitation.email))
+        for name in names:
+            if not isinstance(name, self._kinds):
+                shown = format_general_name(name)
+                raise BadInput(f"profile {self.name} does not certify {shown}")
+            wildcard = isinstance(name, x509.DNSName) and name.value.startswith("*.")
+            if wildcard and not self.settings.wildcard:
+                raise BadInput(f"profile {self.name} does not certify wildcards: {name.value}")
+        if len(names) > self.settings.max_names:
+            raise BadInput(f"profile {self.name} takes at most {self.settings.max_names} names")
+        first = next((n for n in names if isinstance(n, x509.DNSName | x509.IPAddress)), None)
+        fields = {
+            "name": invitation.name,
+            "email": invitation.email or "",
+            "device_id": invitation.device_id or "",
+            "first_name": "" if first is None else str(first.value),
+            "organization": invitation.organization,
+            "number": invitation.number,
+        }
+        attributes = [
+            x509.NameAttribute(oid, value)
+            for oid, template in self._subject
+            if (value := _fill(template, fields))
+            # A longer CN is not RFC 5280; the subjectAltName holds the name anyway.
+            and not (oid == NameOID.COMMON_NAME and len(value) > _COMMON_NAME_MAX)
+        ]
+        return Grant(x509.Name(attributes), frozenset(names))
+
+    def require_door(self, door: Door) -> None:
+        """Raise BadInput unless the profile may be used through `door`."""
+        if door not in self.settings.doors:
+            raise BadInput(f"profile {self.name} does not open the door {door}")
+
+    def plan(self, csr: CSR, grant: Grant, now: datetime) -> Plan:
+        """Decide one certificate.
+
+        Raises KeyNotAllowed, NamesNotAllowed (a name outside the grant), IdentityMismatch (an
+        exact grant and a CSR that differs), Fault (the issuer has expired).
+        """
+        if not allows(self.settings.keys, csr.key):
+            allowed = ", ".join(key.value for key in self.settings.keys)
+            raise KeyNotAllowed(
+                f"profile {self.name} takes these keys: {allowed}; the CSR has "
+                f"{csr.key.family} with {csr.key.bits} bits",
+                values={"allowed": allowed},
+            )
+        if grant.exact:
+            _require_same(csr, grant)
+        else:
+            _require_within(csr, grant)
+        return self._plan(csr.public_key, grant, now)
+
+    def plan_again(self, public_key: PublicKey, grant: Grant, now: datetime) -> Plan:
+        """Decide the certificate of an enrollment whose CSR was accepted before its approval."""
+        return self._plan(public_key, grant, now)
+
+    def _plan(self, public_key: PublicKey, grant: Grant, now: datetime) -> Plan:
+        not_before = now - BACKDATE
+        # RFC 5280 §4.1.2.5: both ends count, so n days end one second early (INC-26).
+        not_after = not_before + self.settings.validity - timedelta(seconds=1)
+        not_after = min(not_after, self._issuer_not_after)
+        if not_after <= now:
+            raise Fault(f"the issuer of profile {self.name} has expired")
+        names = tuple(sorted(grant.names, key=format_general_name))
+        return Plan(
+            profile=self.name,
+            issuer=self.settings.issuer,
+            subject=grant.subject,
+            names=names,
+            public_key=public_key,
+            not_before=not_before,
+            not_after=not_after,
+            extensions=self._extensions(public_key, grant.subject, names),
+            # RFC 6960 §4.2.2.2.1: a responder's own status is not asked of itself.
+            publish_status=not self._signs_status,
+        )
+
+    def _extensions(
+        self, public_key: PublicKey, subject: x509.Name, names: tuple[x509.GeneralName, ...]
+    ) -> tuple[x509.Extension[x509.ExtensionType], ...]:
+        constraints = x509.BasicConstraints(ca=False, path_length=None)
+        values: list[tuple[x509.ExtensionType, bool]] = [
+            (constraints, True),
+            (self._key_usage(public_key), True),
+            (x509.ExtendedKeyUsage(self._usages), False),
+        ]
+        if names:
+            # RFC 5280 §4.2.1.6: critical where the subject is empty.
+            values.append((x509.SubjectAlternativeName(names), not len(subject)))
+        if self._policies:
+            policies = [x509.PolicyInformation(oid, None) for oid in self._policies]
+            values.append((x509.CertificatePolicies(policies), False))
+        if self._signs_status:
+            values.append((x509.OCSPNoCheck(), False))
+        return tuple(x509.Extension(value.oid, critical, value) for value, critical in values)
+
+    def _key_usage(self, public_key: PublicKey) -> x509.KeyUsage:
+        wanted = set(self.settings.key_usage)
+        if not hasattr(public_key, "public_numbers") or hasattr(public_key, "curve"):
+            # EC and EdDSA keys cannot encipher (RFC 8813 §3, RFC 8410 §5).
+            wanted.discard("keyEncipherment")
+        return x509.KeyUsage(
+            digital_signature="digitalSignature" in wanted,
+            content_commitment="contentCommitment" in wanted,
+            key_encipherment="keyEncipherment" in wanted,
+            key_agreement="keyAgreement" in wanted and hasattr(public_key, "curve"),
+            data_encipherment=False,
+            key_cert_sign=False,
+            crl_sign=False,
+            encipher_only=False,
+            decipher_only=False,
+        )
+
+
+def _fill(template: str, fields: Mapping[str, str]) -> str:
+    def value(match: re.Match[str]) -> str:
+        return next((fields[name] for name in match[1].split("|") if fields[name]), "")
+
+    return _PLACEHOLDER.sub(value, template).strip()
+
+
+def _require_within(csr: CSR, grant: Grant) -> None:
+    """Let a CSR ask for less than the grant, never for anything outside it (RFC 7030 §3.7)."""
+    granted = {canonical_general_name(name) for name in grant.names}
+    for name in csr.names:
+        if canonical_general_name(name) not in granted:
+            raise _outside(format_general_name(name))
+    hosts = {str(n.value).lower() for n in grant.names if isinstance(n, x509.DNSName | x509.IPAddress)}
+    allowed = [x509.Name([attribute]) for attribute in grant.subject]
+    for attribute in csr.subject:
+        is_host = attribute.oid == NameOID.COMMON_NAME and str(attribute.value).lower() in hosts
+        alone = x509.Name([attribute])
+        if not is_host and not any(same_name(alone, one) for one in allowed):
+            raise _outside(display_name(alone))
+
+
+def _outside(shown: str) -> NamesNotAllowed:
+    return NamesNotAllowed(
+        f"the registration does not grant {shown}; leave it out or ask the administrator",
+        values={"name": shown},
+    )
+
+
+def _require_same(csr: CSR, grant: Grant) -> None:
+    """RFC 7030 §4.2.2: Subject and SubjectAltName MUST be identical to the current certificate's."""
+    if not same_name(csr.subject, grant.subject):
+        raise IdentityMismatch(
+            f"the CSR's subject is {display_name(csr.subject) or 'empty'}, it must be "
+            f"{display_name(grant.subject) or 'empty'}, as in the certificate being renewed"
+        )
+    asked = {canonical_general_name(name): format_general_name(name) for name in csr.names}
+    granted = {canonical_general_name(name): format_general_name(name) for name in grant.names}
+    more = ", ".join(sorted(asked[key] for key in asked.keys() - granted.keys()))
+    less = ", ".join(sorted(granted[key] for key in granted.keys() - asked.keys()))
+    if more or less:
+        parts = [f"adds {more}"] * bool(more) + [f"lacks {less}"] * bool(less)
+        raise IdentityMismatch(
+            f"the CSR's subjectAltName {' and '.join(parts)} compared with the certificate "
+            "being renewed; they must be the same"
+        )

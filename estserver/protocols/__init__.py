@@ -1,0 +1,66 @@
+"""What a door is: the interface every protocol and every set of pages implements.
+
+A new protocol is one class and one line in `server.PROTOCOLS`.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import ParamSpec, Protocol, TypeVar
+
+from aiohttp import web
+from cryptography import x509
+
+from estserver.authentication import Authenticator
+from estserver.config import Settings
+from estserver.invitations import Invitations
+from estserver.keyring import Keyring
+from estserver.model import Clock
+from estserver.profiles import Profile
+from estserver.ra import RegistrationAuthority
+from estserver.status import StatusAuthority
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What a door may use. The core is synchronous: call it through `run`."""
+
+    settings: Settings
+    clock: Clock
+    keyring: Keyring
+    profiles: Mapping[str, Profile]
+    chains: Mapping[str, tuple[x509.Certificate, ...]]
+    """By issuer name: issuing CA first, root last."""
+    invitations: Invitations
+    authenticator: Authenticator
+    ra: RegistrationAuthority
+    status: StatusAuthority
+    executor: Executor
+
+    async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a blocking call of the core on the thread pool.
+
+        A client that hangs up does not stop it half-way: the call is shielded.
+        """
+        loop = asyncio.get_running_loop()
+        call = loop.run_in_executor(self.executor, lambda: function(*args, **kwargs))
+        return await asyncio.shield(call)
+
+
+class EnrollmentProtocol(Protocol):
+    """One door. `name` stands in a listener's `serves`; `prefix` is its mount point."""
+
+    name: str
+    prefix: str
+
+    def application(self) -> web.Application:
+        """Return the routes with their own error rendering."""
+        ...
+
+    def background(self) -> Sequence[Coroutine[None, None, None]]:
+        """Return tasks to run for as long as the server does."""
+        ...

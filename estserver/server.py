@@ -1,0 +1,448 @@
+"""Composition root: settings become objects, listeners and background tasks.
+
+The only place that reads the clock and starts anything.
+"""
+
+import asyncio
+import signal
+import ssl
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import structlog
+from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
+from aiohttp.web_urldispatcher import AbstractRuleMatching, MatchedSubAppResource
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from estserver import failpoints, http
+from estserver.authentication import Authenticator
+from estserver.ca.issuer import Issuer, StatusURLs
+from estserver.ca.keys import load_key, read_secret
+from estserver.config import Listener, Settings
+from estserver.errors import ConfigurationError
+from estserver.invitations import Invitations
+from estserver.keyring import Keyring
+from estserver.management import Management
+from estserver.model import Clock, Origin, Secret
+from estserver.own_certificates import OwnCertificates, internal_profiles
+from estserver.profiles import Profile
+from estserver.protocols import EnrollmentProtocol, Services
+from estserver.protocols.est import ESTProtocol
+from estserver.protocols.status import StatusProtocol
+from estserver.ra import RegistrationAuthority
+from estserver.status import StatusAuthority
+from estserver.store import Store, registrations, require_current
+from estserver.web.renewal import RenewalProtocol
+from estserver.web.wizard import WebProtocol
+
+log = structlog.get_logger("estserver.server")
+
+PROTOCOLS: Sequence[Callable[[Services], EnrollmentProtocol]] = (
+    WebProtocol,
+    ESTProtocol,
+    RenewalProtocol,
+    StatusProtocol,
+    Management,
+)
+_ASKS_FOR_CERTIFICATES = frozenset({"est", "renewal"})
+_PLAIN = frozenset({"status", "management"})
+_NO_CHECK_TIME = 0x200000
+"""X509_V_FLAG_NO_CHECK_TIME: expired certificates reach the application, which says so in words."""
+_THREADS = 32
+_ORIGIN = Origin("background", "server")
+
+
+class SystemClock:
+    """The real time."""
+
+    def now(self) -> datetime:
+        """Return the present moment, UTC, whole seconds."""
+        return datetime.now(UTC).replace(microsecond=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Core:
+    """Everything below HTTP, put together."""
+
+    settings: Settings
+    clock: Clock
+    store: Store
+    keyring: Keyring
+    profiles: Mapping[str, Profile]
+    chains: Mapping[str, tuple[x509.Certificate, ...]]
+    issuers: Mapping[str, Issuer]
+    invitations: Invitations
+    authenticator: Authenticator
+    ra: RegistrationAuthority
+    status: StatusAuthority
+
+    def close(self) -> None:
+        """Finish what is being written and let go of the database."""
+        self.store.close()
+
+
+def open_core(settings: Settings, clock: Clock, *, with_keys: bool) -> Core:
+    """Build the core. Without keys it can do everything but sign.
+
+    Raises ConfigurationError: a file is missing or wrong, or the database has another schema.
+    """
+    if not settings.issuers:
+        raise ConfigurationError("issuers: none is configured")
+    keyring = Keyring(read_secret(settings.path(settings.secrets.master)))
+    chains = {name: _read_chain(settings, name) for name in settings.issuers}
+    issuers = {}
+    if with_keys:
+        passphrase = read_secret(settings.path(settings.secrets.passphrase))
+        issuers = {
+            name: Issuer(
+                name, chain, load_key(settings.path(settings.issuers[name].key), passphrase),
+                _status_urls(settings, name),
+            )
+            for name, chain in chains.items()
+        }
+    rules = {**settings.profiles, **internal_profiles(settings)}
+    profiles = {name: Profile(name, rule, chains[rule.issuer][0]) for name, rule in rules.items()}
+    store = Store(settings.database_url, clock)
+    try:
+        require_current(store)
+        invitations = Invitations(
+            store, clock, keyring, profiles, settings.limits, settings.branding.organization
+        )
+        return Core(
+            settings=settings,
+            clock=clock,
+            store=store,
+            keyring=keyring,
+            profiles=profiles,
+            chains=chains,
+            issuers=issuers,
+            invitations=invitations,
+            authenticator=Authenticator(store, clock, invitations, profiles),
+            ra=RegistrationAuthority(store, clock, profiles, issuers, settings.est.retry_after),
+            status=StatusAuthority(
+                store,
+                clock,
+                issuers,
+                {name: issuer.crl_lifetime for name, issuer in settings.issuers.items()},
+            ),
+        )
+    except BaseException:
+        store.close()
+        raise
+
+
+def _status_urls(settings: Settings, issuer: str) -> StatusURLs:
+    base = settings.listeners.status.url
+    return StatusURLs(f"{base}/ca/{issuer}.cer", f"{base}/ocsp", f"{base}/crl/{issuer}.crl")
+
+
+def _read_chain(settings: Settings, name: str) -> tuple[x509.Certificate, ...]:
+    """Read issuing certificate, intermediates and root, and check that each signs the one below."""
+    issuer = settings.issuers[name]
+    chain: list[x509.Certificate] = []
+    for path in (issuer.certificate, *issuer.chain):
+        full = settings.path(path)
+        try:
+            chain += x509.load_pem_x509_certificates(full.read_bytes())
+        except OSError as error:
+            raise ConfigurationError(f"{full}: {error.strerror}") from error
+        except ValueError as error:
+            raise ConfigurationError(f"{full}: not a PEM certificate") from error
+    for lower, upper in zip(chain, [*chain[1:], chain[-1]], strict=True):
+        try:
+            lower.verify_directly_issued_by(upper)
+        except Exception as error:
+            raise ConfigurationError(
+                f"issuers.{name}: the chain does not lead to a self-signed root"
+            ) from error
+    return tuple(chain)
+
+
+# -- listeners ---------------------------------------------------------------------------------------
+
+
+class _UnderPrefix(AbstractRuleMatching):
+    """Routes a request to the door whose prefix its path begins with."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+
+    async def match(self, request: web.Request) -> bool:
+        return request.path.startswith(self._prefix)
+
+    def get_info(self) -> dict[str, str]:  # type: ignore[override]  # aiohttp's own TypedDict
+        return {"prefix": self._prefix}
+
+    @property
+    def canonical(self) -> str:
+        return self._prefix
+
+
+def combine(doors: Sequence[EnrollmentProtocol]) -> web.Application:
+    """Put several doors behind one listener, the longest prefix first.
+
+    aiohttp's add_subapp cannot mount at the root, and middlewares of a parent would leak into
+    every door, so each door keeps an application of its own under a parent that has none.
+    """
+    parent = web.Application()
+    parent.on_response_prepare.append(http.hide_software)
+    for door in sorted(doors, key=lambda door: -len(door.prefix)):
+        application = door.application()
+        application.pre_freeze()
+        parent.router.register_resource(MatchedSubAppResource(_UnderPrefix(door.prefix), application))
+        parent.on_startup.append(_started(application))
+        parent.on_cleanup.append(_cleaned(application))
+    return parent
+
+
+def _started(application: web.Application) -> Callable[[web.Application], Awaitable[None]]:
+    async def startup(_parent: web.Application) -> None:
+        application.freeze()
+        await application.startup()
+
+    return startup
+
+
+def _cleaned(application: web.Application) -> Callable[[web.Application], Awaitable[None]]:
+    async def cleanup(_parent: web.Application) -> None:
+        await application.cleanup()
+
+    return cleanup
+
+
+def tls_context(
+    *, asks: bool, trust: Sequence[x509.Certificate], pem: Path, passphrase: Secret
+) -> ssl.SSLContext:
+    """Make a server context: TLS 1.2 and 1.3; `asks` for an optional client certificate.
+
+    Raises ConfigurationError: the key or certificate in `pem` cannot be used.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_CIPHER_SERVER_PREFERENCE
+    context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")
+    load_certificate(context, pem, passphrase)
+    if asks:
+        context.verify_mode = ssl.CERT_OPTIONAL
+        context.verify_flags |= ssl.VerifyFlags(_NO_CHECK_TIME) | ssl.VERIFY_X509_PARTIAL_CHAIN
+        context.load_verify_locations(
+            cadata="".join(c.public_bytes(Encoding.PEM).decode() for c in trust)
+        )
+        # A resumed session carries the old certificate, or none: a fresh import would never be
+        # asked for.
+        context.options |= ssl.OP_NO_TICKET
+        context.num_tickets = 0
+    return context
+
+
+def load_certificate(context: ssl.SSLContext, pem: Path, passphrase: Secret) -> None:
+    """Load key and chain into a context that may be live.
+
+    A bad file breaks a live context, so a scratch one tries it first.
+    Raises ConfigurationError.
+    """
+    try:
+        for target in (ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), context):
+            target.load_cert_chain(pem, password=passphrase.reveal)
+    except (ssl.SSLError, OSError) as error:
+        raise ConfigurationError(f"{pem}: cannot be used for TLS") from error
+
+
+class Server:
+    """A running estserver. `start`, then `stop`; `reload` re-reads TLS certificates."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="core")
+        self._passphrase = read_secret(core.settings.path(core.settings.secrets.passphrase))
+        self._own = OwnCertificates(
+            core.settings, core.clock, core.ra, core.chains, self._passphrase
+        )
+        self.services = Services(
+            settings=core.settings,
+            clock=core.clock,
+            keyring=core.keyring,
+            profiles=core.profiles,
+            chains=core.chains,
+            invitations=core.invitations,
+            authenticator=core.authenticator,
+            ra=core.ra,
+            status=core.status,
+            executor=self._executor,
+        )
+        self._contexts: list[tuple[ssl.SSLContext, Listener]] = []
+        self._runners: list[web.AppRunner] = []
+        self._sockets: list[asyncio.Server] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self.ports: dict[str, int] = {}
+
+    async def start(self) -> None:
+        """Finish what a crash left, renew our own certificates, publish CRLs, then listen."""
+        await self.services.run(self._prepare)
+        doors = {door.name: door for door in (make(self.services) for make in PROTOCOLS)}
+        for name in ("web", "devices", "status", "management"):
+            listener: Listener = getattr(self._core.settings.listeners, name)
+            if unknown := set(listener.serves) - doors.keys():
+                raise ConfigurationError(
+                    f"listeners.{name}.serves: unknown: {', '.join(sorted(unknown))}"
+                )
+            served = [doors[door] for door in listener.serves]
+            if served:
+                await self._listen(name, listener, served)
+                for door in served:
+                    self._tasks += [asyncio.create_task(task) for task in door.background()]
+        self._tasks += [
+            asyncio.create_task(_every(60, "tidy", self._tidy, self.services)),
+            asyncio.create_task(
+                _every(2, "crl.publish", self._core.status.publish_due, self.services)
+            ),
+        ]
+        log.info("server.started", path=str(self._core.settings.directory), status=self.ports)
+
+    def _prepare(self) -> None:
+        self._core.ra.finish(_ORIGIN)
+        for name in self._core.issuers:
+            own = self._own.responder(name)
+            self._core.status.use_responder(name, own.certificate, own.key)
+        self._own.tls()
+        self._core.status.publish_due()
+
+    def _tidy(self) -> None:
+        """Run every minute: unfinished issuance, our own certificates, old counters."""
+        self._core.ra.finish(_ORIGIN, older_than=timedelta(seconds=60))
+        for name in self._core.issuers:
+            own = self._own.responder(name)
+            self._core.status.use_responder(name, own.certificate, own.key)
+        before = self._own.tls()
+        for context, listener in self._contexts:
+            if listener.certificate is None:
+                load_certificate(context, before.path, self._passphrase)
+        horizon = self._core.clock.now() - timedelta(days=1)
+        self._core.store.write(lambda tx: registrations.forget_attempts(tx, older_than=horizon))
+
+    async def _listen(
+        self, name: str, listener: Listener, doors: Sequence[EnrollmentProtocol]
+    ) -> None:
+        limits = self._core.settings.limits
+        runner = web.AppRunner(
+            combine(doors),
+            access_log=None,
+            keepalive_timeout=75,
+            handle_signals=False,
+            max_line_size=8190,
+            max_field_size=8190,
+            shutdown_timeout=limits.request_seconds,
+        )
+        await runner.setup()
+        self._runners.append(runner)
+        context = None
+        if not set(listener.serves) <= _PLAIN:
+            context = await self.services.run(self._context, listener)
+        loop = asyncio.get_running_loop()
+        server = runner.server
+        if server is None:
+            raise ConfigurationError("aiohttp did not set up its server")
+
+        def connected() -> RequestHandler[web.Request]:
+            protocol = server()
+            if len(server.connections) >= limits.connections:
+                loop.call_soon(protocol.force_close)
+            loop.call_later(limits.header_seconds, _close_silent, protocol)
+            return protocol
+
+        listening = await loop.create_server(
+            connected,
+            listener.bind,
+            listener.port,
+            ssl=context,
+            backlog=1024,
+            ssl_handshake_timeout=None if context is None else limits.header_seconds,
+        )
+        self._sockets.append(listening)
+        self.ports[name] = listening.sockets[0].getsockname()[1]
+
+    def _context(self, listener: Listener) -> ssl.SSLContext:
+        asks = bool(set(listener.serves) & _ASKS_FOR_CERTIFICATES)
+        context = tls_context(
+            asks=asks,
+            trust=[certificate for chain in self._core.chains.values() for certificate in chain],
+            pem=self._pem(listener),
+            passphrase=self._passphrase,
+        )
+        self._contexts.append((context, listener))
+        return context
+
+    def _pem(self, listener: Listener) -> Path:
+        if listener.certificate is not None:
+            return self._core.settings.path(listener.certificate)
+        return self._own.tls().path
+
+    def reload(self) -> None:
+        """Load TLS certificates again. A file that cannot be used leaves the old one in place."""
+        for context, listener in self._contexts:
+            try:
+                load_certificate(context, self._pem(listener), self._passphrase)
+            except ConfigurationError as error:
+                log.error("certificate.reload-failed", error=error.detail)  # noqa: TRY400 - says it all
+
+    async def stop(self) -> None:
+        """Stop listening, let requests under way finish, stop background work."""
+        for listening in self._sockets:
+            listening.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for runner in self._runners:
+            await runner.cleanup()
+        self._executor.shutdown(wait=True)
+        log.info("server.stopped")
+
+
+def _close_silent(protocol: RequestHandler[web.Request]) -> None:
+    """Close a connection that has not sent the headers of a first request in time."""
+    if protocol.transport is not None and protocol not in http.spoken:
+        protocol.force_close()
+
+
+async def _every(
+    seconds: float, name: str, function: Callable[[], object], services: Services
+) -> None:
+    """Call `function` on the pool again and again; a failure is logged and tried again."""
+    while True:
+        await asyncio.sleep(seconds)
+        try:
+            await services.run(function)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a background task must outlive its failures
+            log.error("background.failed", operation=name, exc_info=error)
+
+
+async def serve(settings: Settings, *, clock: Clock | None = None) -> None:
+    """Serve until SIGTERM or SIGINT; SIGHUP reloads TLS certificates."""
+    core = open_core(settings, clock or SystemClock(), with_keys=True)
+    try:
+        server = Server(core)
+        stopped = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stopped.set)
+        loop.add_signal_handler(signal.SIGHUP, server.reload)
+        await server.start()
+        try:
+            await stopped.wait()
+        finally:
+            await server.stop()
+    finally:
+        core.close()
+
+
+def enter_test_mode(environment: Mapping[str, str]) -> None:
+    """Honour ESTSERVER_FAILPOINT. Raises ConfigurationError."""
+    if text := environment.get("ESTSERVER_FAILPOINT"):
+        failpoints.arm(text)

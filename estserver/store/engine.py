@@ -1,0 +1,237 @@
+"""The database behind one door: `write` for every change, `read` for everything else.
+
+A unit of work is a function of a transaction. It touches nothing but the database, so it may run
+again; when `write` returns it happened durably, when `write` raises it did not happen (or, where the
+connection broke during COMMIT, `Unavailable` says that the caller must look).
+
+Units that wait at the same moment share one durable commit, each in a savepoint of its own: one
+fsync costs as much as thirty rows, and a refusal of one unit must not undo its neighbours.
+"""
+
+import contextlib
+import queue
+import secrets
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy import event as sa_event
+from sqlalchemy.dialects import postgresql, sqlite
+
+from estserver.errors import Error, Fault, Unavailable
+from estserver.model import Clock, Event, Origin
+from estserver.store import audit
+
+T = TypeVar("T")
+_GROUP = 256
+_BUSY_SECONDS = 5
+_WAIT_SECONDS = 25
+"""Below the 30 s that no request may hang (invariant I8)."""
+
+
+def to_unix(moment: datetime) -> int:
+    """Turn an aware datetime into whole seconds since 1970 UTC."""
+    return int(moment.timestamp())
+
+
+def from_unix(seconds: int) -> datetime:
+    """Turn seconds since 1970 UTC into an aware datetime."""
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+@dataclass(slots=True)
+class Transaction:
+    """What a unit of work may use: the connection, the time, and the audit trail."""
+
+    connection: sa.Connection
+    now: datetime
+    events: list[tuple[Event, Origin, int]] = field(default_factory=list)
+
+    @property
+    def at(self) -> int:
+        """`now` as the tables store it."""
+        return to_unix(self.now)
+
+    def audit(self, event: Event, origin: Origin) -> None:
+        """Record `event` in this transaction; it is chained when the unit ends."""
+        self.events.append((event, origin, self.at))
+
+    def insert_new(self, table: sa.Table, **values: Any) -> bool:
+        """Insert a row unless a unique column forbids; return whether it was inserted."""
+        dialect = postgresql if self.connection.dialect.name == "postgresql" else sqlite
+        statement = dialect.insert(table).values(**values).on_conflict_do_nothing()
+        return self.connection.execute(statement).rowcount == 1
+
+    def change(self, statement: sa.Update | sa.Delete) -> int:
+        """Run a conditional UPDATE or DELETE; return how many rows it changed."""
+        return self.connection.execute(statement).rowcount
+
+
+@dataclass(slots=True)
+class _Unit:
+    run: Callable[[Transaction], Any]
+    future: Future[Any]
+    failed: BaseException | None = None
+    result: Any = None
+
+
+class Store:
+    """One database. Thread-safe; `close()` waits for what is under way."""
+
+    def __init__(self, url: str, clock: Clock) -> None:
+        self._clock = clock
+        self._engine = _engine(url)
+        self._queue: queue.SimpleQueue[_Unit | None] = queue.SimpleQueue()
+        self._closed = False
+        self._head: audit.Head | None = None
+        self._writer_id = f"{clock.now():%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
+        self._thread = threading.Thread(target=self._write_forever, name="store", daemon=True)
+        self._thread.start()
+
+    @property
+    def engine(self) -> sa.Engine:
+        """The engine, for migrations."""
+        return self._engine
+
+    def write(self, run: Callable[[Transaction], T]) -> T:
+        """Run one unit of work and return its result once it is durable.
+
+        Raises whatever `run` raises (nothing is written then), and Unavailable: the database is
+        busy, full, read-only, gone or closing.
+        """
+        if self._closed:
+            raise Unavailable("the server is stopping", retry_after=timedelta(seconds=5))
+        if threading.current_thread() is self._thread:
+            raise Fault("a unit of work started another one")
+        unit = _Unit(run, Future())
+        self._queue.put(unit)
+        try:
+            result: T = unit.future.result(timeout=_WAIT_SECONDS)
+        except TimeoutError:
+            # A unit that has not begun is withdrawn; one that has will still tell.
+            if unit.future.cancel():
+                raise _busy() from None
+            result = unit.future.result()
+        return result
+
+    def read(self, run: Callable[[Transaction], T]) -> T:
+        """Run `run` on a snapshot and return its result.
+
+        Raises Unavailable: the database is busy or gone.
+        """
+        with _database_errors(), self._engine.connect() as connection, connection.begin():
+            return run(Transaction(connection, self._clock.now()))
+
+    def close(self) -> None:
+        """Finish what is queued, then let go of the database."""
+        if not self._closed:
+            self._closed = True
+            self._queue.put(None)
+            self._thread.join()
+            self._engine.dispose()
+
+    def _write_forever(self) -> None:
+        while (unit := self._queue.get()) is not None:
+            group = [unit]
+            stop = False
+            while len(group) < _GROUP:
+                try:
+                    following = self._queue.get_nowait()
+                except queue.Empty:
+                    break
+                if following is None:
+                    stop = True
+                    break
+                group.append(following)
+            self._write_group([u for u in group if u.future.set_running_or_notify_cancel()])
+            if stop:
+                return
+
+    def _write_group(self, group: list[_Unit]) -> None:
+        if not group:
+            return
+        try:
+            with _database_errors():
+                head = self._commit(group)
+        except BaseException as error:  # noqa: BLE001 - handed to every waiting caller below
+            self._head = None
+            for unit in group:
+                unit.future.set_exception(unit.failed or error)
+            return
+        self._head = head
+        for unit in group:
+            if unit.failed is not None:
+                unit.future.set_exception(unit.failed)
+            else:
+                unit.future.set_result(unit.result)
+
+    def _commit(self, group: list[_Unit]) -> audit.Head:
+        with self._engine.connect().execution_options(estserver_write=True) as connection:
+            with connection.begin():
+                head = self._head or audit.open_chain(connection, self._next_writer())
+                for unit in group:
+                    transaction = Transaction(connection, self._clock.now())
+                    try:
+                        with _database_errors(), connection.begin_nested():
+                            unit.result = unit.run(transaction)
+                            following = audit.append(connection, head, transaction.events)
+                        head = following
+                    except Error as error:
+                        unit.failed = error
+                        if isinstance(error, Unavailable):
+                            raise
+                    except Exception as error:  # noqa: BLE001 - handed to the unit's caller
+                        unit.failed = error
+            return head
+
+    def _next_writer(self) -> str:
+        """Name a chain; after a failed commit the old one may or may not have grown, so leave it."""
+        self._writer_id = f"{self._writer_id.rsplit('.', 1)[0]}.{secrets.token_hex(2)}"
+        return self._writer_id
+
+
+@contextlib.contextmanager
+def _database_errors() -> Iterator[None]:
+    """Turn a busy, full, read-only or lost database into Unavailable."""
+    try:
+        yield
+    except (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError) as error:
+        raise _busy() from error
+    except sa.exc.DBAPIError as error:
+        if error.connection_invalidated:
+            raise _busy() from error
+        raise
+
+
+def _busy() -> Unavailable:
+    return Unavailable("the database cannot take this now", retry_after=timedelta(seconds=5))
+
+
+def _engine(url: str) -> sa.Engine:
+    if not url.startswith("sqlite"):
+        return sa.create_engine(url, pool_pre_ping=True, pool_size=16, max_overflow=16)
+    engine = sa.create_engine(
+        url,
+        connect_args={"timeout": _BUSY_SECONDS, "check_same_thread": False},
+        pool_size=16,
+        max_overflow=32,
+    )
+
+    @sa_event.listens_for(engine, "connect")
+    def _configure(connection: sqlite3.Connection, _record: object) -> None:
+        # The driver's own transactions begin late and lose concurrent updates.
+        connection.isolation_level = None
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @sa_event.listens_for(engine, "begin")
+    def _begin(connection: sa.Connection) -> None:
+        write = connection.get_execution_options().get("estserver_write", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+    return engine

@@ -1,0 +1,403 @@
+"""Invitations, failed attempts and outgoing mail: rows in, frozen values out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from estserver.model import Door, Invitation, InvitationState, Language
+from estserver.names import format_general_name, parse_general_name
+from estserver.store.engine import Transaction, from_unix, to_unix
+from estserver.store.tables import attempts, invitations, outbox
+
+
+@dataclass(frozen=True, slots=True)
+class PINHash:
+    """How a PIN is stored: scheme `hmac` (unsalted, so that it can be looked up) or `argon2id`."""
+
+    scheme: str
+    salt: bytes
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """One mail in the outbox: rendered when it is sent, so that no secret lies here."""
+
+    id: str
+    template: str
+    invitation: str | None
+    recipient: str
+    language: Language
+    values: dict[str, str]
+    state: str
+    tries: int
+    created_at: datetime
+    error: str | None
+
+
+def _invitation(row: sa.Row[Any]) -> Invitation:
+    return Invitation(
+        number=row.number,
+        profile=row.profile,
+        name=row.name,
+        email=row.email,
+        device_id=row.device_id,
+        names=tuple(parse_general_name(text) for text in row.names),
+        language=Language(row.language),
+        doors=frozenset(Door(door) for door in row.doors.split(",") if door),
+        units=row.units,
+        units_used=row.units_used,
+        state=InvitationState(row.state),
+        approval=row.approval,
+        created_at=from_unix(row.created_at),
+        expires_at=from_unix(row.expires_at),
+        renew_until=None if row.renew_until is None else from_unix(row.renew_until),
+        pin_generation=row.pin_generation,
+        pin_failures=row.pin_failures,
+        pin_dead=row.pin_dead,
+        renewal_pin=row.renewal_pin,
+        replaced=row.replaced,
+        url_generation=row.url_generation,
+        organization=row.organization,
+    )
+
+
+def add(
+    tx: Transaction, invitation: Invitation, *, pin: PINHash, url_hash: bytes | None, by: str
+) -> bool:
+    """Insert an invitation; return False if its number is taken."""
+    return tx.insert_new(
+        invitations,
+        number=invitation.number,
+        profile=invitation.profile,
+        name=invitation.name,
+        email=invitation.email,
+        device_id=invitation.device_id,
+        organization=invitation.organization,
+        names=[format_general_name(name) for name in invitation.names],
+        language=invitation.language.value,
+        doors=",".join(sorted(door.value for door in invitation.doors)),
+        units=invitation.units,
+        units_used=0,
+        state=invitation.state.value,
+        approval=invitation.approval,
+        created_at=to_unix(invitation.created_at),
+        created_by=by,
+        expires_at=to_unix(invitation.expires_at),
+        renew_until=None if invitation.renew_until is None else to_unix(invitation.renew_until),
+        pin_scheme=pin.scheme,
+        pin_hash=pin.digest,
+        pin_salt=pin.salt,
+        pin_generation=1,
+        pin_failures=0,
+        pin_failed_at=0,
+        pin_dead=False,
+        renewal_pin=False,
+        replaced=False,
+        url_generation=1,
+        url_hash=url_hash,
+    )
+
+
+def get(tx: Transaction, number: str) -> Invitation | None:
+    """Find an invitation by its number."""
+    row = tx.connection.execute(
+        sa.select(invitations).where(invitations.c.number == number)
+    ).one_or_none()
+    return None if row is None else _invitation(row)
+
+
+def by_url(tx: Transaction, url_hash: bytes) -> Invitation | None:
+    """Find an invitation by the SHA-256 of its URL token."""
+    row = tx.connection.execute(
+        sa.select(invitations).where(invitations.c.url_hash == url_hash)
+    ).one_or_none()
+    return None if row is None else _invitation(row)
+
+
+def by_pin(tx: Transaction, digest: bytes) -> Invitation | None:
+    """Find an invitation by the keyed hash of its long PIN."""
+    row = tx.connection.execute(
+        sa.select(invitations).where(
+            invitations.c.pin_scheme == "hmac", invitations.c.pin_hash == digest
+        )
+    ).one_or_none()
+    return None if row is None else _invitation(row)
+
+
+def pin_hash(tx: Transaction, number: str) -> PINHash:
+    """Return how the PIN of an existing invitation is stored."""
+    row = tx.connection.execute(
+        sa.select(invitations.c.pin_scheme, invitations.c.pin_salt, invitations.c.pin_hash).where(
+            invitations.c.number == number
+        )
+    ).one()
+    return PINHash(row.pin_scheme, bytes(row.pin_salt), bytes(row.pin_hash))
+
+
+def page(
+    tx: Transaction, *, after: Invitation | None = None, limit: int = 100
+) -> Sequence[Invitation]:
+    """List invitations, newest first; `after` is the last one of the page before."""
+    order = (invitations.c.created_at.desc(), invitations.c.number.desc())
+    query = sa.select(invitations).order_by(*order).limit(limit)
+    if after is not None:
+        query = query.where(
+            sa.tuple_(invitations.c.created_at, invitations.c.number)
+            < sa.tuple_(to_unix(after.created_at), after.number)
+        )
+    return [_invitation(row) for row in tx.connection.execute(query)]
+
+
+def set_state(tx: Transaction, number: str, *, before: InvitationState | None, to: InvitationState) -> bool:
+    """Move an invitation to another state; False if it is not in `before` (None: any but `to`)."""
+    condition = invitations.c.state != to.value if before is None else invitations.c.state == before.value
+    changed = tx.change(
+        sa.update(invitations)
+        .where(invitations.c.number == number, condition)
+        .values(state=to.value)
+    )
+    return changed == 1
+
+
+def set_pin(tx: Transaction, number: str, pin: PINHash, *, expires_at: datetime) -> None:
+    """Give an invitation a new PIN with a fresh life; the old one is dead from here on.
+
+    Where every unit is spent, the new PIN is good for one renewal.
+    """
+    tx.change(
+        sa.update(invitations)
+        .where(invitations.c.number == number)
+        .values(
+            pin_scheme=pin.scheme,
+            pin_hash=pin.digest,
+            pin_salt=pin.salt,
+            pin_generation=invitations.c.pin_generation + 1,
+            pin_failures=0,
+            pin_failed_at=0,
+            pin_dead=False,
+            renewal_pin=invitations.c.units_used >= invitations.c.units,
+            expires_at=to_unix(expires_at),
+        )
+    )
+
+
+def spend_unit(tx: Transaction, number: str) -> bool:
+    """Take one unit if the invitation is open, in time and has one left.
+
+    The one conditional UPDATE on which the whole promise "one PIN, one certificate" rests.
+    """
+    changed = tx.change(
+        sa.update(invitations)
+        .where(
+            invitations.c.number == number,
+            invitations.c.state == InvitationState.OPEN.value,
+            invitations.c.expires_at > tx.at,
+            invitations.c.units_used < invitations.c.units,
+        )
+        .values(units_used=invitations.c.units_used + 1)
+    )
+    return changed == 1
+
+
+def spend_renewal_pin(tx: Transaction, number: str) -> bool:
+    """Use up the PIN that was issued for one renewal; False if there is none any more."""
+    changed = tx.change(
+        sa.update(invitations)
+        .where(
+            invitations.c.number == number,
+            invitations.c.state == InvitationState.OPEN.value,
+            invitations.c.expires_at > tx.at,
+            invitations.c.renewal_pin.is_(True),
+        )
+        .values(renewal_pin=False)
+    )
+    return changed == 1
+
+
+def spend_replacement(tx: Transaction, number: str) -> bool:
+    """Use up the one self-service replacement; False if it was used before."""
+    changed = tx.change(
+        sa.update(invitations)
+        .where(
+            invitations.c.number == number,
+            invitations.c.state == InvitationState.OPEN.value,
+            invitations.c.replaced.is_(False),
+        )
+        .values(replaced=True)
+    )
+    return changed == 1
+
+
+def return_unit(tx: Transaction, number: str) -> None:
+    """Give back the unit that a rejected enrollment had reserved."""
+    tx.change(
+        sa.update(invitations)
+        .where(invitations.c.number == number, invitations.c.units_used > 0)
+        .values(units_used=invitations.c.units_used - 1)
+    )
+
+
+def count_pin_failure(tx: Transaction, number: str, *, dead_at: int) -> int:
+    """Count a wrong PIN behind the URL; at `dead_at` the PIN dies. Return the new count."""
+    tx.change(
+        sa.update(invitations)
+        .where(invitations.c.number == number)
+        .values(
+            pin_failures=invitations.c.pin_failures + 1,
+            pin_failed_at=tx.at,
+            pin_dead=invitations.c.pin_failures + 1 >= dead_at,
+        )
+    )
+    count: int = tx.connection.execute(
+        sa.select(invitations.c.pin_failures).where(invitations.c.number == number)
+    ).scalar_one()
+    return count
+
+
+def forgive_pin_failure(tx: Transaction, number: str, *, failed_at: datetime) -> None:
+    """Take back one counted failure: the PIN turned out to be right."""
+    tx.change(
+        sa.update(invitations)
+        .where(invitations.c.number == number, invitations.c.pin_failures > 0)
+        .values(
+            pin_failures=invitations.c.pin_failures - 1,
+            pin_failed_at=to_unix(failed_at),
+            pin_dead=False,
+        )
+    )
+
+
+def pin_failed_at(tx: Transaction, number: str) -> datetime:
+    """When the last wrong PIN was typed behind the URL."""
+    seconds: int = tx.connection.execute(
+        sa.select(invitations.c.pin_failed_at).where(invitations.c.number == number)
+    ).scalar_one()
+    return from_unix(seconds)
+
+
+def count_attempt(tx: Transaction, key: str, *, window: int) -> int:
+    """Count a failure under `key` in windows of `window` seconds; return the count so far."""
+    start = tx.at - tx.at % window
+    tx.insert_new(attempts, key=key, failures=0, window_start=start)
+    tx.change(
+        sa.update(attempts)
+        .where(attempts.c.key == key)
+        .values(
+            failures=sa.case((attempts.c.window_start == start, attempts.c.failures + 1), else_=1),
+            window_start=start,
+        )
+    )
+    return failures(tx, key, window=window)
+
+
+def failures(tx: Transaction, key: str, *, window: int) -> int:
+    """Return the failures counted under `key` in the present window."""
+    start = tx.at - tx.at % window
+    count = tx.connection.execute(
+        sa.select(attempts.c.failures).where(
+            attempts.c.key == key, attempts.c.window_start == start
+        )
+    ).scalar_one_or_none()
+    return count or 0
+
+
+def forget_attempts(tx: Transaction, *, older_than: datetime) -> int:
+    """Delete counters whose window is long past; return how many."""
+    return tx.change(sa.delete(attempts).where(attempts.c.window_start < to_unix(older_than)))
+
+
+def _letter(row: sa.Row[Any]) -> Letter:
+    return Letter(
+        id=row.id,
+        template=row.template,
+        invitation=row.invitation,
+        recipient=row.recipient,
+        language=Language(row.language),
+        values=row._mapping["values"],  # noqa: SLF001 - Row.values is a method
+        state=row.state,
+        tries=row.tries,
+        created_at=from_unix(row.created_at),
+        error=row.error,
+    )
+
+
+def post(
+    tx: Transaction,
+    *,
+    identifier: str,
+    template: str,
+    invitation: Invitation,
+    recipient: str,
+    values: dict[str, str],
+) -> bool:
+    """Put a mail into the outbox; False if `identifier` lies there already."""
+    return tx.insert_new(
+        outbox,
+        id=identifier,
+        template=template,
+        invitation=invitation.number,
+        recipient=recipient,
+        language=invitation.language.value,
+        values=values,
+        state="queued",
+        tries=0,
+        created_at=tx.at,
+        due_at=tx.at,
+    )
+
+
+def due_letters(tx: Transaction, *, limit: int = 20) -> Sequence[Letter]:
+    """List queued mail whose time has come, oldest first."""
+    query = (
+        sa.select(outbox)
+        .where(outbox.c.state == "queued", outbox.c.due_at <= tx.at)
+        .order_by(outbox.c.due_at, outbox.c.id)
+        .limit(limit)
+    )
+    return [_letter(row) for row in tx.connection.execute(query)]
+
+
+def letters(tx: Transaction, number: str) -> Sequence[Letter]:
+    """List all mail about an invitation, oldest first."""
+    query = sa.select(outbox).where(outbox.c.invitation == number).order_by(outbox.c.id)
+    return [_letter(row) for row in tx.connection.execute(query)]
+
+
+def lease_letter(tx: Transaction, letter: Letter, *, until: datetime) -> bool:
+    """Take a letter for sending: nobody else will before `until`. False if somebody has."""
+    changed = tx.change(
+        sa.update(outbox)
+        .where(
+            outbox.c.id == letter.id,
+            outbox.c.state == "queued",
+            outbox.c.due_at <= tx.at,
+            outbox.c.tries == letter.tries,
+        )
+        .values(due_at=to_unix(until), tries=letter.tries + 1)
+    )
+    return changed == 1
+
+
+def letter_sent(tx: Transaction, identifier: str) -> None:
+    """Note that the mail server has taken the letter."""
+    tx.change(
+        sa.update(outbox)
+        .where(outbox.c.id == identifier)
+        .values(state="sent", sent_at=tx.at, error=None)
+    )
+
+
+def letter_delayed(
+    tx: Transaction, identifier: str, *, error: str, again_at: datetime | None
+) -> None:
+    """Note a failed try; `again_at` None gives up."""
+    values: dict[str, object] = {"error": error}
+    if again_at is None:
+        values["state"] = "failed"
+    else:
+        values["due_at"] = to_unix(again_at)
+    tx.change(sa.update(outbox).where(outbox.c.id == identifier).values(**values))

@@ -1,0 +1,191 @@
+"""The schema, as SQLAlchemy Core tables. `migrations/` brings a database to it.
+
+Times are stored as integers: seconds since 1970 UTC, which sort, compare and survive every driver.
+Bytes of certificates lie in a table of their own so that lists and lookups never page through them.
+"""
+
+import sqlalchemy as sa
+
+metadata = sa.MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+invitations = sa.Table(
+    "invitations",
+    metadata,
+    sa.Column("number", sa.Text, primary_key=True),
+    sa.Column("profile", sa.Text, nullable=False),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("email", sa.Text),
+    sa.Column("device_id", sa.Text),
+    sa.Column("organization", sa.Text, nullable=False),
+    sa.Column("names", sa.JSON, nullable=False),
+    sa.Column("language", sa.Text, nullable=False),
+    sa.Column("doors", sa.Text, nullable=False),
+    sa.Column("units", sa.Integer, nullable=False),
+    sa.Column("units_used", sa.Integer, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("approval", sa.Boolean, nullable=False),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("created_by", sa.Text, nullable=False),
+    sa.Column("expires_at", sa.BigInteger, nullable=False),
+    sa.Column("renew_until", sa.BigInteger),
+    sa.Column("pin_scheme", sa.Text, nullable=False),
+    sa.Column("pin_hash", sa.LargeBinary, nullable=False),
+    sa.Column("pin_salt", sa.LargeBinary, nullable=False),
+    sa.Column("pin_generation", sa.Integer, nullable=False),
+    sa.Column("pin_failures", sa.Integer, nullable=False),
+    sa.Column("pin_failed_at", sa.BigInteger, nullable=False),
+    sa.Column("pin_dead", sa.Boolean, nullable=False),
+    sa.Column("renewal_pin", sa.Boolean, nullable=False),
+    sa.Column("replaced", sa.Boolean, nullable=False),
+    sa.Column("url_generation", sa.Integer, nullable=False),
+    sa.Column("url_hash", sa.LargeBinary, unique=True),
+    sa.CheckConstraint("units_used >= 0 AND units_used <= units", name="units"),
+    sa.CheckConstraint("state IN ('held', 'open', 'cancelled')", name="state"),
+    sa.Index(None, "pin_hash"),
+    sa.Index(None, "created_at", "number"),
+)
+
+attempts = sa.Table(
+    "attempts",
+    metadata,
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("failures", sa.Integer, nullable=False),
+    sa.Column("window_start", sa.BigInteger, nullable=False),
+)
+
+enrollments = sa.Table(
+    "enrollments",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("correlation", sa.Text, nullable=False, unique=True),
+    sa.Column("authority_key", sa.Text, nullable=False),
+    sa.Column("spki_sha256", sa.LargeBinary, nullable=False),
+    sa.Column("invitation", sa.Text, sa.ForeignKey("invitations.number")),
+    sa.Column("profile", sa.Text, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("via", sa.Text, nullable=False),
+    sa.Column("applicant", sa.Text, nullable=False),
+    sa.Column("subject", sa.LargeBinary, nullable=False),
+    sa.Column("names", sa.LargeBinary, nullable=False),
+    sa.Column("spki", sa.LargeBinary, nullable=False),
+    sa.Column("renews", sa.Text),
+    sa.Column("proof", sa.Text, nullable=False),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("decided_by", sa.Text),
+    sa.Column("reason", sa.Text),
+    sa.Column("taken_at", sa.BigInteger),
+    sa.CheckConstraint(
+        "state IN ('pending', 'approved', 'rejected', 'issuing', 'issued', 'abandoned')",
+        name="state",
+    ),
+    sa.Index(None, "authority_key", "spki_sha256"),
+    sa.Index(None, "invitation"),
+    sa.Index(None, "state", "id"),
+)
+
+certificates = sa.Table(
+    "certificates",
+    metadata,
+    sa.Column("enrollment", sa.Text, sa.ForeignKey("enrollments.id"), primary_key=True),
+    sa.Column("issuer", sa.Text, nullable=False),
+    sa.Column("serial", sa.Text, nullable=False),
+    sa.Column("subject", sa.Text, nullable=False),
+    sa.Column("names", sa.JSON, nullable=False),
+    sa.Column("profile", sa.Text, nullable=False),
+    sa.Column("invitation", sa.Text),
+    sa.Column("via", sa.Text, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("not_before", sa.BigInteger, nullable=False),
+    sa.Column("not_after", sa.BigInteger, nullable=False),
+    sa.Column("sha256", sa.LargeBinary, unique=True),
+    sa.Column("spki_sha256", sa.LargeBinary, nullable=False),
+    sa.Column("renews", sa.Text),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("revoked_at", sa.BigInteger),
+    sa.Column("reason", sa.Text),
+    sa.Column("comment", sa.Text),
+    sa.UniqueConstraint("issuer", "serial"),
+    sa.CheckConstraint("state IN ('issuing', 'valid', 'revoked', 'abandoned')", name="state"),
+    sa.CheckConstraint("(state = 'revoked') = (revoked_at IS NOT NULL)", name="revoked"),
+    sa.Index(None, "state", "enrollment"),
+    sa.Index(None, "spki_sha256"),
+    sa.Index(None, "invitation"),
+    sa.Index(None, "not_after", "enrollment"),
+    sa.Index(None, "issuer", "revoked_at"),
+    sa.Index(None, "renews"),
+    sa.Index(None, "serial"),
+)
+
+certificate_bytes = sa.Table(
+    "certificate_bytes",
+    metadata,
+    sa.Column("enrollment", sa.Text, sa.ForeignKey("enrollments.id"), primary_key=True),
+    sa.Column("tbs", sa.LargeBinary, nullable=False),
+    sa.Column("der", sa.LargeBinary),
+)
+
+blocked_keys = sa.Table(
+    "blocked_keys",
+    metadata,
+    sa.Column("spki_sha256", sa.LargeBinary, primary_key=True),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("blocked_at", sa.BigInteger, nullable=False),
+)
+
+crls = sa.Table(
+    "crls",
+    metadata,
+    sa.Column("issuer", sa.Text, primary_key=True),
+    sa.Column("number", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("this_update", sa.BigInteger, nullable=False),
+    sa.Column("next_update", sa.BigInteger, nullable=False),
+    sa.Column("der", sa.LargeBinary, nullable=False),
+)
+
+outbox = sa.Table(
+    "outbox",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("template", sa.Text, nullable=False),
+    sa.Column("invitation", sa.Text, sa.ForeignKey("invitations.number")),
+    sa.Column("recipient", sa.Text, nullable=False),
+    sa.Column("language", sa.Text, nullable=False),
+    sa.Column("values", sa.JSON, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("tries", sa.Integer, nullable=False),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("due_at", sa.BigInteger, nullable=False),
+    sa.Column("sent_at", sa.BigInteger),
+    sa.Column("error", sa.Text),
+    sa.CheckConstraint("state IN ('queued', 'sent', 'failed')", name="state"),
+    sa.Index(None, "state", "due_at"),
+)
+
+audit_events = sa.Table(
+    "audit_events",
+    metadata,
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    sa.Column("writer", sa.Text, nullable=False),
+    sa.Column("seq", sa.Integer, nullable=False),
+    sa.Column("at", sa.BigInteger, nullable=False),
+    sa.Column("event", sa.Text, nullable=False),
+    sa.Column("actor", sa.Text, nullable=False),
+    sa.Column("object", sa.Text, nullable=False),
+    sa.Column("request_id", sa.Text, nullable=False),
+    sa.Column("source", sa.Text, nullable=False),
+    sa.Column("detail", sa.Text, nullable=False),
+    sa.Column("follows", sa.Text, nullable=False),
+    sa.Column("previous", sa.LargeBinary, nullable=False),
+    sa.Column("hash", sa.LargeBinary, nullable=False),
+    sa.UniqueConstraint("writer", "seq"),
+    sa.Index(None, "object", "id"),
+    sa.Index(None, "request_id"),
+)
