@@ -104,7 +104,7 @@ def _decode_base64(text: bytes) -> bytes:
 
 def _check_outermost(der: bytes) -> None:
     """Refuse what is not one SEQUENCE from the first byte to the last, saying why."""
-    if der[:1] != _SEQUENCE_TAG or len(der) < 2:  # noqa: PLR2004 - a tag and a length
+    if der[:1] != _SEQUENCE_TAG or len(der) < 2:
         raise BadCSR("The request is not a PKCS#10: it does not begin as a DER SEQUENCE.")
     first = der[1]
     if first == _INDEFINITE:
