@@ -14,14 +14,13 @@ from datetime import timedelta
 import structlog
 from aiohttp import web
 from aiohttp.typedefs import Handler
-from aiohttp.web_protocol import RequestHandler
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from estserver.errors import Error, Fault, Refused, Unavailable
 from estserver.failpoints import reach
 from estserver.model import Origin
 
-spoken: weakref.WeakSet[RequestHandler[web.Request]] = weakref.WeakSet()
+spoken: weakref.WeakSet[asyncio.Transport] = weakref.WeakSet()
 """Connections that have sent the headers of at least one request."""
 
 log = structlog.get_logger("estserver.http")
@@ -138,7 +137,8 @@ def observer(
     @web.middleware
     async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
         started = time.perf_counter()
-        spoken.add(request.protocol)
+        if request.transport is not None:
+            spoken.add(request.transport)
         request[REFERENCE] = secrets.token_hex(8)
         event: dict[str, object] = {"via": via, "operation": "other", "label": ""}
         request[EVENT] = event

@@ -1,0 +1,5 @@
+"""`python -m estserver` is the command `estserver`."""
+
+from estserver.cli import main
+
+main()
