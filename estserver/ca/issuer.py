@@ -70,6 +70,16 @@ def signature_hash(
     return hashes.SHA256()
 
 
+def sign_bytes(key: PrivateKey, tbs: bytes) -> tuple[bytes, bytes]:
+    """Sign to-be-signed bytes; return the AlgorithmIdentifier, DER, and the signature."""
+    hash_algorithm = signature_hash(key)
+    if isinstance(key, ec.EllipticCurvePrivateKey):
+        signature = key.sign(tbs, ec.ECDSA(hash_algorithm))
+    else:
+        signature = key.sign(tbs, padding.PKCS1v15(), hash_algorithm)
+    return _ALGORITHMS[key_type_of(key)], signature
+
+
 class Issuer:
     """One issuing CA. `chain` is its certificate first, the root last."""
 
@@ -142,15 +152,11 @@ class Issuer:
         """
         if draft.issuer != self.name:
             raise Fault(f"a draft of issuer {draft.issuer} came to issuer {self.name}")
-        hash_algorithm = signature_hash(self._key)
-        if isinstance(self._key, ec.EllipticCurvePrivateKey):
-            signature = self._key.sign(draft.tbs, ec.ECDSA(hash_algorithm))
-        else:
-            signature = self._key.sign(draft.tbs, padding.PKCS1v15(), hash_algorithm)
+        algorithm, signature = sign_bytes(self._key, draft.tbs)
         certificate = asn1.encode_der(
             _Certificate(
                 tbs=asn1.decode_der(asn1.TLV, draft.tbs),
-                algorithm=asn1.decode_der(asn1.TLV, _ALGORITHMS[key_type_of(self._key)]),
+                algorithm=asn1.decode_der(asn1.TLV, algorithm),
                 signature=asn1.BitString(signature, 0),
             )
         )

@@ -414,16 +414,19 @@ def revoke(
     return changed == 1
 
 
-def revoked(tx: Transaction, issuer: str) -> list[tuple[int, datetime, RevocationReason]]:
+def revoked(
+    tx: Transaction, issuer: str, *, since: datetime | None = None
+) -> list[tuple[int, datetime, RevocationReason]]:
     """List (serial, time, reason) of everything of `issuer` that belongs on a CRL now.
 
-    Entries leave the CRL once expired (RFC 5280 §3.3), but not before one CRL carried them.
+    `since` leaves out what was revoked before. Entries leave the CRL once expired (RFC 5280 §3.3),
+    but not before one CRL carried them.
     """
     query = (
         sa.select(certificates.c.serial, certificates.c.revoked_at, certificates.c.reason)
         .where(
             certificates.c.issuer == issuer,
-            certificates.c.revoked_at.is_not(None),
+            certificates.c.revoked_at >= (0 if since is None else to_unix(since)),
             certificates.c.not_after >= tx.at - 86400,
         )
         .order_by(certificates.c.revoked_at, certificates.c.serial)
@@ -445,14 +448,28 @@ def is_blocked(tx: Transaction, spki_sha256: bytes) -> bool:
     return tx.connection.execute(query).first() is not None
 
 
-def newest_crl(tx: Transaction, issuer: str) -> tuple[int, datetime, datetime, bytes] | None:
-    """Return (number, thisUpdate, nextUpdate, DER) of the newest CRL, or None before the first."""
+def newest_crl(
+    tx: Transaction, issuer: str, *, above: int = 0
+) -> tuple[int, datetime, datetime, bytes] | None:
+    """Return (number, thisUpdate, nextUpdate, DER) of the newest CRL, or None without one.
+
+    `above`: only if its number is higher, so that a CRL at hand is not read again.
+    """
     row = tx.connection.execute(
-        sa.select(crls).where(crls.c.issuer == issuer).order_by(crls.c.number.desc()).limit(1)
+        sa.select(crls)
+        .where(crls.c.issuer == issuer, crls.c.number > above)
+        .order_by(crls.c.number.desc())
+        .limit(1)
     ).one_or_none()
     if row is None:
         return None
     return row.number, from_unix(row.this_update), from_unix(row.next_update), bytes(row.der)
+
+
+def newest_crl_number(tx: Transaction, issuer: str) -> int:
+    """Return the number of the newest CRL, or 0 before the first."""
+    query = sa.select(sa.func.max(crls.c.number)).where(crls.c.issuer == issuer)
+    return tx.connection.execute(query).scalar_one() or 0
 
 
 def put_crl(
@@ -462,7 +479,10 @@ def put_crl(
     crl: x509.CertificateRevocationList,
     encoded: bytes,
 ) -> bool:
-    """Store a CRL under its number; False if another writer has published that number."""
+    """Store a CRL under its number; False if another writer has published that or a higher one."""
+    if newest_crl_number(tx, issuer) >= number:
+        # Not left to the key alone: old rows are deleted, and their numbers must not come back.
+        return False
     next_update = crl.next_update_utc
     stored = tx.insert_new(
         crls,
@@ -476,14 +496,6 @@ def put_crl(
         # The two before it stay for whoever is fetching one right now.
         tx.change(sa.delete(crls).where(crls.c.issuer == issuer, crls.c.number < number - 2))
     return stored
-
-
-def revocation_mark(tx: Transaction, issuer: str) -> int:
-    """Return the number of the last second in which something of `issuer` was revoked, or 0."""
-    mark = tx.connection.execute(
-        sa.select(sa.func.max(certificates.c.revoked_at)).where(certificates.c.issuer == issuer)
-    ).scalar_one()
-    return mark or 0
 
 
 def _one(tx: Transaction, condition: sa.ColumnElement[bool]) -> CertificateRecord | None:
