@@ -17,6 +17,7 @@ _MAX_BODY_BYTES = 4 * MAX_CSR_BYTES
 _WHITE_SPACE = b" \t\r\n\v\f"
 _BASE64 = re.compile(rb"[A-Za-z0-9+/]*")
 _STRAY = re.compile(rb"[^A-Za-z0-9+/=]")
+_NO_TEXT = re.compile(rb"[^\t-\r -~]")
 _PEM_LABELS = frozenset({b"CERTIFICATE REQUEST", b"NEW CERTIFICATE REQUEST"})
 _SEQUENCE_TAG = b"\x30"
 _INDEFINITE = 0x80
@@ -32,9 +33,9 @@ class Form(StrEnum):
 
 
 def form_of(body: bytes) -> Form:
-    """Tell how `body` is encoded, by its first bytes; says nothing about its being well-formed."""
-    # `0` is 0x30, but a PKCS#10 is longer than 127 bytes and so has a length byte above 0x7f.
-    if body[:1] == _SEQUENCE_TAG and body[1:2] >= b"\x80":
+    """Tell how `body` is encoded, by its looks; says nothing about its being well-formed."""
+    # A SEQUENCE begins like the digit 0; what tells them apart is that DER is no text.
+    if body[:1] == _SEQUENCE_TAG and _NO_TEXT.search(body):
         return Form.DER
     return Form.PEM if b"-----BEGIN " in body else Form.BASE64
 

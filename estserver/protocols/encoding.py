@@ -86,9 +86,10 @@ def wrap_base64(der: bytes, columns: int | None) -> bytes:
     libest needs lines in cacerts, strongSwan up to 5.9.10 needs one line (EST-048).
     RFC 4648 §4, RFC 8951 §3.1.
     """
+    if columns is None:
+        return binascii.b2a_base64(der)
     text = binascii.b2a_base64(der, newline=False)
-    width = columns or len(text)
-    return b"".join(text[start : start + width] + b"\n" for start in range(0, len(text), width))
+    return b"".join(text[at : at + columns] + b"\n" for at in range(0, len(text), columns))
 
 
 def csr_attributes(
