@@ -1,0 +1,370 @@
+"""The EST door: Enrollment over Secure Transport (RFC 7030, RFC 8951, RFC 9908).
+
+Invariants:
+- Nothing is remembered between requests: identity, time and revocation are judged each time, on
+  resumed TLS sessions and kept connections too.
+- Credentials that are there are judged: a wrong PIN is refused even beside a good certificate.
+- cacerts and csrattrs neither ask for credentials nor count them.
+- A label is a profile's name; profiles whose name begins with `_` are not to be seen from here.
+"""
+
+import base64
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
+
+import structlog
+from aiohttp import web
+from cryptography import x509
+
+from estserver import http
+from estserver.authentication import CertificateCredential, PINCredential, loosely
+from estserver.csr import CSR, Form, form_of, read_csr, read_names_only
+from estserver.errors import (
+    BadCredentials,
+    BadCSR,
+    CredentialsRequired,
+    Error,
+    Fault,
+    NotEntitled,
+    NotFound,
+    Refused,
+)
+from estserver.http import UnsupportedMediaType
+from estserver.model import Entitlement, Grant, Issued, Origin, Pending, Renewal, Secret, Via
+from estserver.profiles import Profile
+from estserver.protocols import Services, est_answers
+from estserver.protocols.encoding import certs_only
+from estserver.protocols.est_answers import RENDER
+from estserver.protocols.est_attributes import announce
+from estserver.protocols.est_keygen import check_request, key_and_certificate, make_key
+from estserver.protocols.est_linking import NONE, Channel, channel_of, verify_linking
+from estserver.protocols.est_names import change_names
+from estserver.ra import EnrollmentRequest
+
+__all__ = ["RENDER", "ESTProtocol"]
+
+log = structlog.get_logger("estserver.est")
+
+_PKCS10 = "application/pkcs10"
+_READ = ("GET", "HEAD")
+_WRITE = ("POST",)
+
+Handler = Callable[[web.Request, str | None], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """What a request shows of who is asking, not yet judged."""
+
+    pin: PINCredential | None
+    certificate: CertificateCredential | None
+
+
+Judge = Callable[[str | None, _Shown], Entitlement]
+
+
+class ESTProtocol:
+    """EST at `/.well-known/est/OP` and `/.well-known/est/LABEL/OP`."""
+
+    name = "est"
+    prefix = "/.well-known/est"
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._settings = services.settings.est
+        self._operations: dict[str, tuple[tuple[str, ...], Handler]] = {
+            "cacerts": (_READ, self._cacerts),
+            "csrattrs": (_READ, self._csrattrs),
+            "simpleenroll": (_WRITE, self._simpleenroll),
+            "simplereenroll": (_WRITE, self._simplereenroll),
+        }
+        if self._settings.serverkeygen:
+            self._operations["serverkeygen"] = (_WRITE, self._serverkeygen)
+
+    def application(self) -> web.Application:
+        """Return one route for all paths: what is not EST is answered here, never redirected."""
+        application = web.Application(middlewares=[http.observer(self.name, self._refuse)])
+        application.router.add_route("*", self.prefix + r"{rest:[\s\S]*}", self._answer)
+        return application
+
+    def background(self) -> Sequence[Coroutine[None, None, None]]:
+        """EST has nothing to do unasked."""
+        return ()
+
+    # -- from path to operation ------------------------------------------------------------------
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        label, name = self._target(request)
+        http.note(request, operation=name, label=label or "")
+        methods, handler = self._operations[name]
+        if request.method not in methods:
+            return est_answers.method_not_allowed(methods)
+        return await handler(request, label)
+
+    def _target(self, request: web.Request) -> tuple[str | None, str]:
+        """Return label and operation. Raises NotFound. RFC 7030 §3.2.2."""
+        # Percent-decoded but for %2F: an encoded slash never separates segments.
+        path = request.rel_url.path_safe.removeprefix(self.prefix)
+        match path.split("/"):
+            case ["", name]:
+                label = None
+            case ["", label, name] if label in self._services.profiles and label[0] != "_":
+                pass
+            case _:
+                raise NotFound("no such label")
+        if name not in self._operations:
+            raise NotFound("no such operation")
+        return label, name
+
+    async def _refuse(self, request: web.Request, error: Error) -> web.StreamResponse:
+        if isinstance(error, BadCredentials):
+            http.note(request, error=error.reason)
+        seconds = int(self._settings.retry_after.total_seconds())
+        return est_answers.refusal(
+            request, error, realm=self._settings.realm, retry_after=str(max(1, seconds))
+        )
+
+    # -- for everybody ---------------------------------------------------------------------------
+
+    async def _cacerts(self, request: web.Request, label: str | None) -> web.StreamResponse:
+        """Distribute the CA certificates of a label: issuing CA up to the root (§4.1)."""
+        profile, _ = await self._addressed(request, label)
+        # A dict keeps the order and drops what stands twice.
+        chain = list(dict.fromkeys(self._services.chains[profile.settings.issuer]))
+        # Bare: older Bouncy Castle refuses a parameter here.
+        return est_answers.base64(request, certs_only(chain), "application/pkcs7-mime")
+
+    async def _csrattrs(self, request: web.Request, label: str | None) -> web.StreamResponse:
+        """Say what a CSR should hold; to a known applicant, for their very registration (§4.5)."""
+        profile, entitlement = await self._addressed(request, label)
+        grant = None if entitlement is None else entitlement.grant
+        return est_answers.base64(request, announce(profile, grant), "application/csrattrs")
+
+    async def _addressed(
+        self, request: web.Request, label: str | None
+    ) -> tuple[Profile, Entitlement | None]:
+        """Return the profile a GET is about, and the entitlement if good credentials came along.
+
+        Azure's and other clients send the PIN with every request: here a wrong one is no failure
+        and a right one is no use (EST-065). Nobody guesses 65 bits faster for not being counted.
+        """
+        profiles = self._services.profiles
+        anonymous = profiles[label or self._settings.default_profile]
+        try:
+            entitlement = await self._services.run(self._recognize, label, _shown(request))
+        except Refused:
+            return anonymous, None
+        if entitlement is None:
+            return anonymous, None
+        http.note(request, profile=entitlement.profile, applicant=str(entitlement.applicant))
+        return profiles[entitlement.profile], entitlement
+
+    def _recognize(self, label: str | None, shown: _Shown) -> Entitlement | None:
+        authenticator = self._services.authenticator
+        if shown.pin is not None:
+            return authenticator.entitle(shown.pin, label, counted=False)
+        if shown.certificate is not None:
+            return authenticator.renew(shown.certificate, profile=label)
+        return None
+
+    # -- enrollment ------------------------------------------------------------------------------
+
+    async def _simpleenroll(self, request: web.Request, label: str | None) -> web.StreamResponse:
+        """Enroll with a PIN, or with the applicant's own certificate (§4.2.1)."""
+        return await self._enroll(request, label, self._entitle_to_enroll)
+
+    async def _simplereenroll(self, request: web.Request, label: str | None) -> web.StreamResponse:
+        """Renew or rekey the certificate that the TLS client shows (§4.2.2)."""
+        return await self._enroll(request, label, self._entitle_to_renew)
+
+    def _entitle_to_enroll(self, label: str | None, shown: _Shown) -> Entitlement:
+        """Judge who asks for a certificate.
+
+        A certificate of the applicant alone is enough, since "a server MUST NOT assume client
+        support for HTTP-based authentication"; it gives what its renewal would, so names cannot
+        change on the way, but a CSR may leave them out.
+        Raises CredentialsRequired and what `Authenticator` raises.
+        """
+        authenticator = self._services.authenticator
+        if shown.pin is not None:
+            return authenticator.entitle(shown.pin, label)
+        if shown.certificate is not None:
+            return loosely(authenticator.renew(shown.certificate, profile=label))
+        raise CredentialsRequired("send the invitation number and the PIN as HTTP Basic")
+
+    def _entitle_to_renew(self, label: str | None, shown: _Shown) -> Entitlement:
+        """Judge who renews: the TLS client certificate is the one being renewed (§3.3.2).
+
+        Raises NotEntitled and what `Authenticator` raises.
+        """
+        authenticator = self._services.authenticator
+        if shown.certificate is None:
+            raise NotEntitled(
+                "re-enroll needs the certificate being renewed: present it in the TLS handshake; "
+                "if it is lost or expired, ask for a new PIN and use simpleenroll"
+            )
+        entitlement = authenticator.renew(shown.certificate, profile=label, pin=shown.pin)
+        authority = entitlement.authority
+        if shown.pin is not None and isinstance(authority, Renewal) and not authority.spends_pin:
+            # The PIN is not needed, but a credential that is shown must be right (EST-057).
+            invitation = authenticator.invitation(shown.pin)
+            if invitation.number != authority.invitation:
+                raise NotEntitled("the PIN belongs to another registration than the certificate")
+        return entitlement
+
+    async def _enroll(
+        self, request: web.Request, label: str | None, judge: Judge
+    ) -> web.StreamResponse:
+        body, entitlement = await self._admit(request, label, judge)
+        answer, proof = await self._services.run(
+            self._issue, body, entitlement, channel_of(request), http.origin(request)
+        )
+        http.note(request, enrollment=answer.enrollment, proof=proof)
+        if isinstance(answer, Pending):
+            return est_answers.pending(answer)
+        _note_serial(request, answer)
+        response = est_answers.base64(request, certs_only([answer.der]), est_answers.CERTIFICATES)
+        return await http.delivered(response, request)
+
+    async def _admit(
+        self, request: web.Request, label: str | None, judge: Judge
+    ) -> tuple[bytes, Entitlement]:
+        """Read the body, then say who asks; the body is looked into only for those who may ask.
+
+        Raises BodyTooLarge, SlowBody, UnsupportedMediaType, and what `judge` raises.
+        """
+        limits = self._services.settings.limits
+        body = await http.read_body(
+            request, limit=limits.body_bytes, seconds=limits.request_seconds
+        )
+        entitlement = await self._services.run(judge, label, _shown(request))
+        http.note(request, profile=entitlement.profile, applicant=str(entitlement.applicant))
+        _check_content_type(request)
+        self._check_form(request, body)
+        return body, entitlement
+
+    def _check_form(self, request: web.Request, body: bytes) -> None:
+        """Take PEM and DER only where the settings do. Raises BadCSR. RFC 8951 §3."""
+        form = form_of(body)
+        if form is Form.BASE64:
+            return
+        if not self._settings.pem:
+            raise BadCSR(f"the body is not base64 of DER but {form.value.upper()}")
+        log.info("csr.tolerated", request_id=request[http.REFERENCE], error=f"sent as {form.value}")
+
+    def _issue(
+        self, body: bytes, entitlement: Entitlement, channel: Channel, origin: Origin
+    ) -> tuple[Issued | Pending, str]:
+        """Turn an entitlement and a request body into a certificate; return it and the proof."""
+        csr = read_csr(body)
+        profile = self._services.profiles[entitlement.profile]
+        proof = verify_linking(csr, channel, profile.settings.pop_linking)
+        csr, entitlement = change_names(
+            csr,
+            entitlement,
+            profile=profile,
+            registered=self._registered(entitlement, profile),
+            now=self._services.clock.now(),
+        )
+        return self._ask(csr, entitlement, origin, proof), proof
+
+    def _ask(
+        self, csr: CSR, entitlement: Entitlement, origin: Origin, proof: str
+    ) -> Issued | Pending:
+        via = Via.RENEWAL if isinstance(entitlement.authority, Renewal) else Via.EST
+        return self._services.ra.enroll(EnrollmentRequest(entitlement, csr, via, origin, proof))
+
+    def _registered(self, entitlement: Entitlement, profile: Profile) -> Grant | None:
+        """Return what the registration behind a renewal grants today, None if there is none."""
+        authority = entitlement.authority
+        if not isinstance(authority, Renewal) or authority.invitation is None:
+            return None
+        return profile.grant(self._services.invitations.get(authority.invitation))
+
+    # -- keys made here --------------------------------------------------------------------------
+
+    async def _serverkeygen(self, request: web.Request, label: str | None) -> web.StreamResponse:
+        """Make a key for the applicant and enroll it; the answer is its only copy (§4.4)."""
+        body, entitlement = await self._admit(request, label, self._entitle_to_enroll)
+        if not entitlement.approved:
+            raise NotEntitled(
+                "an officer must approve this enrollment, and a server-made key cannot wait: "
+                "make the key yourself and use simpleenroll"
+            )
+        issued, key = await self._services.run(
+            self._issue_with_key, body, entitlement, channel_of(request), http.origin(request)
+        )
+        http.note(request, enrollment=issued.enrollment)
+        _note_serial(request, issued)
+        content_type, parts = key_and_certificate(key, certs_only([issued.der]))
+        return await http.delivered(est_answers.multipart(content_type, parts), request)
+
+    def _issue_with_key(
+        self, body: bytes, entitlement: Entitlement, channel: Channel, origin: Origin
+    ) -> tuple[Issued, bytes]:
+        """Make a key, send its CSR down the common street; return certificate and PKCS#8 DER."""
+        asked = read_names_only(body)
+        check_request(asked)
+        settings = self._services.profiles[entitlement.profile].settings
+        # The client proves no possession, so linking is not required; what is there must be right.
+        verify_linking(asked, channel, "off" if settings.pop_linking == "off" else "optional")
+        csr, key = make_key(asked, settings.keys[0])
+        answer = self._ask(csr, entitlement, origin, NONE)
+        if isinstance(answer, Pending):
+            raise Fault("an approved enrollment with a server-made key is pending")
+        return answer, key
+
+
+def _shown(request: web.Request) -> _Shown:
+    """Return the credentials of a request. Raises BadCredentials: Authorization is malformed."""
+    certificate = http.peer_certificate(request)
+    return _Shown(
+        pin=_pin(request),
+        certificate=None if certificate is None else CertificateCredential(certificate),
+    )
+
+
+def _pin(request: web.Request) -> PINCredential | None:
+    """Read HTTP Basic: invitation number, which may be empty, and PIN (RFC 7030 §3.2.3).
+
+    Octets that are no UTF-8 are taken for Latin-1, which some clients send (RFC 7617 §2.1).
+    Raises BadCredentials: another scheme, no base64, no colon, more than one header.
+    """
+    values = request.headers.getall("Authorization", [])
+    if not values:
+        return None
+    scheme, _, encoded = values[0].strip().partition(" ")
+    if len(values) > 1 or scheme.lower() != "basic":
+        raise BadCredentials("only one HTTP Basic credential is taken", reason="scheme")
+    try:
+        octets = base64.b64decode(encoded.strip(), validate=True)
+    except ValueError as error:  # of which binascii.Error is one
+        raise BadCredentials("the Basic credential is not base64", reason="malformed") from error
+    try:
+        decoded = octets.decode("utf-8")
+    except UnicodeDecodeError:
+        decoded = octets.decode("latin-1")
+    number, colon, typed = decoded.partition(":")
+    if not colon:
+        raise BadCredentials("the Basic credential has no colon", reason="malformed")
+    return PINCredential(number, Secret(typed), http.source(request))
+
+
+def _check_content_type(request: web.Request) -> None:
+    """Take application/pkcs10 in any case with any parameters, or no Content-Type at all.
+
+    Raises UnsupportedMediaType. RFC 9110 §8.3, EST-072, EST-073.
+    """
+    value = request.headers.get("Content-Type", "")
+    media_type = value.partition(";")[0].strip().lower()
+    if not media_type:
+        log.warning(
+            "csr.tolerated", request_id=request[http.REFERENCE], error="without Content-Type"
+        )
+    elif media_type != _PKCS10:
+        raise UnsupportedMediaType(f"send the CSR with Content-Type: {_PKCS10}")
+
+
+def _note_serial(request: web.Request, issued: Issued) -> None:
+    serial = x509.load_der_x509_certificate(issued.der).serial_number
+    http.note(request, serial=f"{serial:x}")
