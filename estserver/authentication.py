@@ -78,14 +78,19 @@ class Authenticator:
         self._profiles = profiles
 
     def entitle(
-        self, credential: PINCredential | ConfirmedPIN, profile: str | None = None
+        self,
+        credential: PINCredential | ConfirmedPIN,
+        profile: str | None = None,
+        *,
+        counted: bool = True,
     ) -> Entitlement:
         """Say what a PIN entitles to: a new enrollment, or the renewal a renewal PIN was made for.
 
-        `profile` is the label asked at, None where none was named.
+        `profile` is the label asked at, None where none was named. `counted` False where asking
+        spends nothing, so that a wrong PIN is no failed attempt.
         Raises BadCredentials, TooManyAttempts, RegistrationClosed, NotReleased, NotEntitled.
         """
-        invitation = self.invitation(credential)
+        invitation = self.invitation(credential, counted=counted)
         if profile is not None and profile != invitation.profile:
             raise NotEntitled(f"this PIN is not for the label {profile}")
         if invitation.renewal_pin and self._newest(invitation) is not None:
@@ -98,14 +103,16 @@ class Authenticator:
             authority=InvitationUnit(invitation.number),
         )
 
-    def invitation(self, credential: PINCredential | ConfirmedPIN) -> Invitation:
+    def invitation(
+        self, credential: PINCredential | ConfirmedPIN, *, counted: bool = True
+    ) -> Invitation:
         """Return the live invitation behind a PIN. Expiry is judged when a unit is spent.
 
         Raises BadCredentials, TooManyAttempts, RegistrationClosed (cancelled), NotReleased.
         """
         if isinstance(credential, PINCredential):
             invitation = self._invitations.redeem(
-                credential.number, credential.pin, source=credential.source
+                credential.number, credential.pin, source=credential.source, counted=counted
             )
             if Door.EST not in invitation.doors:
                 raise BadCredentials("the invitation number or the PIN is wrong", reason="door")
@@ -155,6 +162,9 @@ class Authenticator:
         if newest is None:
             raise Conflict("there is no certificate to renew")
         self._require_open(invitation)
+        auth = self._profiles[invitation.profile].settings.renewal.auth
+        if auth is RenewalAuth.CERTIFICATE_AND_PIN:
+            raise NotEntitled("renewal needs the certificate besides the PIN: present both")
         return Entitlement(
             applicant=Applicant("invitation", invitation.number),
             profile=invitation.profile,

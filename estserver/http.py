@@ -13,7 +13,7 @@ from datetime import timedelta
 
 import structlog
 from aiohttp import web
-from aiohttp.typedefs import Handler
+from aiohttp.typedefs import Handler, Middleware
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from estserver.errors import Error, Fault, Refused, Unavailable
@@ -127,7 +127,7 @@ def retry_after_seconds(error: Error) -> str | None:
 
 def observer(
     via: str, render: Callable[[web.Request, Error], Awaitable[web.StreamResponse]]
-) -> Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]:
+) -> Middleware:
     """Make the outermost middleware of a door.
 
     `render` turns an error of the tree into the door's own kind of answer. Whatever is not of the

@@ -278,23 +278,31 @@ class Invitations:
             Origin("", "server"),
         )
 
-    def redeem(self, number: str, typed: Secret, *, source: str) -> Invitation:
+    def redeem(
+        self, number: str, typed: Secret, *, source: str, counted: bool = True
+    ) -> Invitation:
         """Find and check an invitation at a guessable door: number (or empty) and long PIN.
 
         The hash is compared first: a right PIN is never refused because others guessed wrongly.
+        `counted` False for requests that spend nothing: a wrong PIN is then no failed attempt.
         Raises BadCredentials, the same for unknown and wrong; TooManyAttempts for this source.
         """
         try:
             symbols = pin.normalize(typed.reveal())
         except BadCredentials:
-            self._refuse_flood(source)
+            if counted:
+                self._refuse_flood(source)
             raise
         digest = self._pepper(symbols)
         found = self._store.read(lambda tx: registrations.by_pin(tx, digest))
-        known = found is not None and hmac.compare_digest(number or found.number, found.number)
+        # Octets, because compare_digest refuses text that is not ASCII.
+        known = found is not None and hmac.compare_digest(
+            (number or found.number).encode(), found.number.encode()
+        )
         if found is None or not known or found.pin_dead:
-            self._refuse_flood(source)
-            self._store.write(lambda tx: self._count_source(tx, source))
+            if counted:
+                self._refuse_flood(source)
+                self._store.write(lambda tx: self._count_source(tx, source))
             raise BadCredentials(_WRONG_PIN)
         return found
 
