@@ -788,6 +788,7 @@ def mutate(body: bytes, rng: random.Random) -> bytes:
 
 
 @pytest.mark.row("EST-097", "A-11")
+@pytest.mark.timeout(900)  # the full run takes 100 s on an idle core
 def test_mutated_csrs_give_a_csr_or_a_refusal_and_never_another_key(
     request: pytest.FixtureRequest,
 ) -> None:
