@@ -7,7 +7,6 @@ the counters. Secrets have no field to go into.
 import asyncio
 import secrets
 import time
-import weakref
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
@@ -19,9 +18,6 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from estserver.errors import Error, Fault, Refused, Unavailable
 from estserver.failpoints import reach
 from estserver.model import Origin
-
-spoken: weakref.WeakSet[asyncio.Transport] = weakref.WeakSet()
-"""Connections that have sent the headers of at least one request."""
 
 log = structlog.get_logger("estserver.http")
 
@@ -137,8 +133,6 @@ def observer(
     @web.middleware
     async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
         started = time.perf_counter()
-        if request.transport is not None:
-            spoken.add(request.transport)
         request[REFERENCE] = secrets.token_hex(8)
         event: dict[str, object] = {"via": via, "operation": "other", "label": ""}
         request[EVENT] = event
@@ -177,9 +171,7 @@ def _log_fault(request: web.Request, error: Exception) -> None:
         log.error("request.failed", request_id=request[REFERENCE], exc_info=error)
 
 
-def _finish(
-    request: web.Request, event: dict[str, object], status: int, started: float
-) -> None:
+def _finish(request: web.Request, event: dict[str, object], status: int, started: float) -> None:
     seconds = time.perf_counter() - started
     via, operation = str(event["via"]), str(event["operation"])
     outcome = str(event["outcome"])

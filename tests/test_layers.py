@@ -19,11 +19,12 @@ ROOMS = (
     ("own_certificates",),
     ("http",),
     ("protocols", "web", "management"),
+    ("logs", "listeners"),
     ("server", "doctor"),
     ("cli",),
 )
 LIBRARIES = {
-    "aiohttp": {"http", "protocols", "web", "management", "server"},
+    "aiohttp": {"http", "protocols", "web", "management", "listeners", "server"},
     "sqlalchemy": {"store"},
     "alembic": {"store"},
     "josepy": {"protocols"},

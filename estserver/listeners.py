@@ -1,0 +1,175 @@
+"""Listeners: doors put behind one socket, TLS contexts, and connections that must not linger."""
+
+import asyncio
+import ssl
+import weakref
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+from aiohttp.web_protocol import RequestHandler
+from aiohttp.web_urldispatcher import AbstractRuleMatching, MatchedSubAppResource
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from estserver import http
+from estserver.config import Limits, Listener
+from estserver.errors import ConfigurationError
+from estserver.model import Secret
+from estserver.protocols import EnrollmentProtocol
+
+_NO_CHECK_TIME = 0x200000
+"""X509_V_FLAG_NO_CHECK_TIME: expired certificates reach the application, which says so in words."""
+_BACKLOG = 1024
+_KEEPALIVE_SECONDS = 75
+
+
+class _UnderPrefix(AbstractRuleMatching):
+    """Routes a request to the door whose prefix its path begins with."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+
+    async def match(self, request: web.Request) -> bool:
+        return request.path.startswith(self._prefix)
+
+    def get_info(self) -> dict[str, str]:  # type: ignore[override]  # aiohttp's own TypedDict
+        return {"prefix": self._prefix}
+
+    @property
+    def canonical(self) -> str:
+        return self._prefix
+
+
+_spoken: weakref.WeakSet[asyncio.Transport] = weakref.WeakSet()
+"""Connections that have sent the headers of at least one request."""
+
+
+@web.middleware
+async def _note_spoken(request: web.Request, handler: Handler) -> web.StreamResponse:
+    if request.transport is not None:
+        _spoken.add(request.transport)
+    return await handler(request)
+
+
+def combine(doors: Sequence[EnrollmentProtocol]) -> web.Application:
+    """Put several doors behind one listener, the longest prefix first.
+
+    aiohttp's add_subapp cannot mount at the root, and middlewares of a parent would leak into
+    every door, so each door keeps an application of its own. The parent has one middleware that
+    does nothing: without any, aiohttp does not run those of the doors.
+    """
+    parent = web.Application(middlewares=[_pass_on])
+    parent.on_response_prepare.append(http.hide_software)
+    for door in sorted(doors, key=lambda door: -len(door.prefix)):
+        application = door.application()
+        application.pre_freeze()
+        parent.router.register_resource(
+            MatchedSubAppResource(_UnderPrefix(door.prefix), application)
+        )
+        parent.on_startup.append(_started(application))
+        parent.on_cleanup.append(_cleaned(application))
+    return parent
+
+
+@web.middleware
+async def _pass_on(request: web.Request, handler: Handler) -> web.StreamResponse:
+    return await handler(request)
+
+
+def _started(application: web.Application) -> Callable[[web.Application], Awaitable[None]]:
+    async def startup(_parent: web.Application) -> None:
+        application.freeze()
+        await application.startup()
+
+    return startup
+
+
+def _cleaned(application: web.Application) -> Callable[[web.Application], Awaitable[None]]:
+    async def cleanup(_parent: web.Application) -> None:
+        await application.cleanup()
+
+    return cleanup
+
+
+def tls_context(
+    *, asks: bool, trust: Sequence[x509.Certificate], pem: Path, passphrase: Secret
+) -> ssl.SSLContext:
+    """Make a server context: TLS 1.2 and 1.3; `asks` for an optional client certificate.
+
+    Raises ConfigurationError: the key or certificate in `pem` cannot be used.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_CIPHER_SERVER_PREFERENCE
+    context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")
+    load_certificate(context, pem, passphrase)
+    if asks:
+        context.verify_mode = ssl.CERT_OPTIONAL
+        context.verify_flags |= ssl.VerifyFlags(_NO_CHECK_TIME) | ssl.VERIFY_X509_PARTIAL_CHAIN
+        context.load_verify_locations(
+            cadata="".join(c.public_bytes(Encoding.PEM).decode() for c in trust)
+        )
+        # A resumed session carries the old certificate, or none: a fresh import would never be
+        # asked for.
+        context.options |= ssl.OP_NO_TICKET
+        context.num_tickets = 0
+    return context
+
+
+def load_certificate(context: ssl.SSLContext, pem: Path, passphrase: Secret) -> None:
+    """Load key and chain into a context that may be live.
+
+    A bad file breaks a live context, so a scratch one tries it first.
+    Raises ConfigurationError.
+    """
+    try:
+        for target in (ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), context):
+            target.load_cert_chain(pem, password=passphrase.reveal)
+    except (ssl.SSLError, OSError) as error:
+        raise ConfigurationError(f"{pem}: cannot be used for TLS") from error
+
+
+async def listen(
+    listener: Listener,
+    doors: Sequence[EnrollmentProtocol],
+    context: ssl.SSLContext | None,
+    limits: Limits,
+) -> tuple[web.AppRunner, asyncio.Server]:
+    """Open one listener; the caller closes the server first and cleans the runner up after."""
+    runner = web.AppRunner(
+        combine(doors),
+        access_log=None,
+        keepalive_timeout=_KEEPALIVE_SECONDS,
+        handle_signals=False,
+        shutdown_timeout=limits.request_seconds,
+    )
+    await runner.setup()
+    server = runner.server
+    if server is None:
+        raise ConfigurationError("aiohttp did not set up its server")
+    loop = asyncio.get_running_loop()
+
+    def connected() -> RequestHandler:
+        protocol = server()
+        if len(server.connections) >= limits.connections:
+            loop.call_soon(protocol.force_close)
+        loop.call_later(limits.header_seconds, _close_silent, protocol)
+        return protocol
+
+    listening = await loop.create_server(
+        connected,
+        listener.bind,
+        listener.port,
+        ssl=context,
+        backlog=_BACKLOG,
+        ssl_handshake_timeout=None if context is None else limits.header_seconds,
+    )
+    return runner, listening
+
+
+def _close_silent(protocol: RequestHandler) -> None:
+    """Close a connection that has not sent the headers of a first request in time."""
+    if protocol.transport is not None and protocol.transport not in _spoken:
+        protocol.force_close()
