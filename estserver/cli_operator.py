@@ -1,0 +1,164 @@
+"""Who runs a command, on which instance, and what becomes of an error: the frame of the CLI.
+
+Exit status 0: done. 1: refused or failed, one sentence on stderr. 2: usage.
+"""
+
+import contextlib
+import getpass
+import os
+import re
+import secrets
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, time, timedelta
+from pathlib import Path
+
+import click
+import structlog
+
+from estserver import config
+from estserver.config import Settings
+from estserver.errors import Error
+from estserver.model import Origin
+from estserver.server import Core, SystemClock, open_core
+
+log = structlog.get_logger("estserver.cli")
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """The person at the terminal: `by` is how the audit trail names them."""
+
+    configuration: Path | None
+    by: str = field(default_factory=lambda: f"operator {_login()}")
+    origin: Origin = field(default_factory=lambda: Origin(secrets.token_hex(8), "cli"))
+
+    def settings(self) -> Settings:
+        """Read the configuration. Raises ConfigurationError."""
+        return config.load(config.find(self.configuration, os.environ))
+
+    @contextlib.contextmanager
+    def core(self) -> Iterator[Core]:
+        """Open the instance without its CA keys: no command but `serve` and `doctor` loads one."""
+        core = open_core(self.settings(), SystemClock(), with_keys=False)
+        try:
+            yield core
+        finally:
+            core.close()
+
+
+def _login() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        # A container's user often has a number but no name.
+        return f"uid {os.getuid()}"
+
+
+class Commands(click.Group):
+    """The outermost group: turns every error into one sentence and an exit status."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command behind the last wall."""
+        try:
+            return super().invoke(ctx)
+        except Error as error:
+            log.debug("command.refused", error=error.code, exc_info=error)
+            raise click.ClickException(error.detail) from None
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except Exception as error:
+            reference = secrets.token_hex(4)
+            log.debug("command.failed", request_id=reference, exc_info=error)
+            raise click.ClickException(
+                f"internal error {reference} ({type(error).__name__}): "
+                "run the command again with --debug to see where"
+            ) from None
+
+
+def log_to_stderr(*, debug: bool) -> None:
+    """Keep log lines away from stdout, which belongs to the command's answer."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.dev.ConsoleRenderer(colors=False),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger("debug" if debug else "warning"),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+
+
+class DurationType(click.ParamType[timedelta]):
+    """`90d`, `12h`, `30m`, `10s` or `2w`."""
+
+    name = "duration"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> timedelta:
+        """Parse strictly; a number without a unit is refused."""
+        try:
+            parsed = config.parse_duration(value)
+        except (ValueError, OverflowError):
+            parsed = value
+        if not isinstance(parsed, timedelta):
+            self.fail(f"{value!r} is not a duration such as 90d, 12h or 2w", param, ctx)
+        return parsed
+
+
+class DateType(click.ParamType[datetime]):
+    """A day as YYYY-MM-DD; becomes its last second in UTC, so that the day itself counts."""
+
+    name = "date"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> datetime:
+        """Parse strictly: four, two and two digits."""
+        if isinstance(value, datetime):
+            return value
+        text = str(value)
+        try:
+            if not re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text):
+                raise ValueError(text)
+            day = datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC)
+        except ValueError:
+            self.fail(f"{text!r} is not a date as YYYY-MM-DD", param, ctx)
+        return datetime.combine(day, time(23, 59, 59), UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Serial:
+    """What was typed as a serial: all numbers it can mean. Only digits can mean two."""
+
+    text: str
+    numbers: tuple[int, ...]
+
+
+class SerialType(click.ParamType[Serial]):
+    """A serial in hex, colon hex (as Firefox shows it) or decimal."""
+
+    name = "serial"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Serial:
+        """Colons, a-f or 0x mean hex; digits alone are looked up both ways."""
+        if isinstance(value, Serial):
+            return value
+        text = str(value).strip()
+        digits = text.removeprefix("0x").removeprefix("0X")
+        if not re.fullmatch(r"[0-9A-Fa-f]{1,64}|[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){0,31}", digits):
+            self.fail(f"{text!r} is not a serial in hex, colon hex or decimal", param, ctx)
+        as_hex = int(digits.replace(":", ""), 16)
+        if digits != text or not digits.isdecimal():
+            return Serial(text, (as_hex,))
+        return Serial(text, tuple(dict.fromkeys((as_hex, int(digits)))))
+
+
+DURATION = DurationType()
+DATE = DateType()
+SERIAL = SerialType()

@@ -1,0 +1,428 @@
+"""Commands about what is in the database: invitations, enrollments, certificates."""
+
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import IO, TypeVar
+
+import click
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from estserver.cli_operator import DURATION, SERIAL, Operator, Serial
+from estserver.cli_output import (
+    Columns,
+    certificate_row,
+    enrollment_row,
+    handover_row,
+    hint,
+    invitation_row,
+    iso,
+    print_fields,
+    print_handover,
+    print_json,
+    print_rows,
+)
+from estserver.errors import Conflict, NotFound
+from estserver.mail import PostOffice
+from estserver.model import (
+    CertificateRecord,
+    CertificateState,
+    EnrollmentState,
+    Invitation,
+    RevocationReason,
+)
+from estserver.server import Core
+from estserver.store import certificates as certificate_rows
+from estserver.store import registrations
+
+T = TypeVar("T")
+_PAGE = 500
+_SHOWN = 100
+_limit = click.option(
+    "--limit",
+    type=click.IntRange(0),
+    metavar="N",
+    help=f"The newest N; 0 for all [default: {_SHOWN} in a table, all in JSON].",
+)
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def _collect(
+    page: Callable[[T | None, int], Sequence[T]], limit: int | None, *, as_json: bool
+) -> list[T]:
+    """Read pages until `limit`; `page` takes the last item of the page before and a size.
+
+    Says so when a table leaves something out.
+    """
+    wanted = (0 if as_json else _SHOWN) if limit is None else limit
+    found: list[T] = []
+    last: T | None = None
+    while not wanted or len(found) <= wanted:
+        part = page(last, _PAGE)
+        found += part
+        if len(part) < _PAGE:
+            break
+        last = part[-1]
+    if wanted and len(found) > wanted:
+        del found[wanted:]
+        if not as_json:
+            hint(f"The newest {wanted} only: --limit 0 shows all.")
+    return found
+
+
+# -- mail ------------------------------------------------------------------------------------------
+
+
+def post_office(core: Core) -> PostOffice:
+    """Return the instance's post office. Raises ConfigurationError."""
+
+    def url_of(invitation: Invitation) -> str | None:
+        token = core.invitations.url_token(invitation)
+        return None if token is None else f"{core.settings.listeners.web.url}/e/{token.reveal()}"
+
+    return PostOffice.open(core.settings, core.store, core.profiles, url_of)
+
+
+def mail_out(core: Core, invitation: Invitation) -> None:
+    """Say what becomes of the mail just queued: the server sends it, or the person does."""
+    office = post_office(core)
+    waiting = core.store.read(
+        lambda tx: [
+            letter
+            for letter in registrations.letters(tx, invitation.number)
+            if letter.state == "queued"
+        ]
+    )
+    if office.sends:
+        if waiting:
+            hint(f"\nThe server sends the URL to {invitation.email}.")
+        return
+    for text in office.take(invitation.number):
+        hint("\nNo mail server is configured. Send this yourself:\n")
+        hint(text)
+
+
+# -- invitations -----------------------------------------------------------------------------------
+
+
+@click.group()
+def invitations() -> None:
+    """List, show, change and end registrations."""
+
+
+@invitations.command("list")
+@_limit
+@_json
+@click.pass_obj
+def list_invitations(operator: Operator, *, limit: int | None, as_json: bool) -> None:
+    """List invitations, newest first."""
+    with operator.core() as core:
+
+        def page(last: Invitation | None, size: int) -> Sequence[Invitation]:
+            return core.invitations.page(None if last is None else last.number, size)
+
+        found = _collect(page, limit, as_json=as_json)
+        now = core.clock.now()
+    rows = [{**invitation_row(one, now), "label": one.label} for one in found]
+    columns = Columns(
+        {
+            "Number": "number",
+            "For": "label",
+            "Profile": "profile",
+            "Doors": "doors",
+            "State": "state",
+            "Used": "used",
+            "Max": "max",
+            "Expires": "expires",
+        },
+        "There are no invitations yet: make one with `estserver invite`.",
+    )
+    print_rows(rows, columns, as_json=as_json)
+
+
+@invitations.command("show")
+@click.argument("number")
+@_json
+@click.pass_obj
+def show_invitation(operator: Operator, number: str, *, as_json: bool) -> None:
+    """Show an invitation, what it led to, and its mail."""
+    with operator.core() as core:
+        invitation = core.invitations.get(number)
+        now = core.clock.now()
+        led_to = [
+            {
+                "enrollment": enrollment.id,
+                "state": enrollment.state.value if record is None else record.state_at(now).value,
+                "serial": None if record is None else record.serial_hex,
+                "via": enrollment.via.value,
+                "created": iso(enrollment.created_at),
+            }
+            for enrollment, record in core.ra.of_invitation(number)
+        ]
+        mail = [
+            {
+                "letter": letter.template,
+                "state": letter.state,
+                "to": letter.recipient,
+                "tries": letter.tries,
+                "created": iso(letter.created_at),
+                "error": letter.error,
+            }
+            for letter in core.store.read(lambda tx: registrations.letters(tx, number))
+        ]
+    row = {**invitation_row(invitation, now), "enrollments": led_to, "mail": mail}
+    print_fields(row, as_json=as_json)
+
+
+@invitations.command("cancel")
+@click.argument("number")
+@click.pass_obj
+def cancel_invitation(operator: Operator, number: str) -> None:
+    """End a registration: no enrollment and no renewal any more. Revokes nothing."""
+    with operator.core() as core:
+        core.invitations.cancel(number, by=operator.by, origin=operator.origin)
+    click.echo(f"Invitation {number} is cancelled. Its certificates are as valid as before.")
+
+
+@invitations.command("new-pin")
+@click.argument("number")
+@click.option("--expires", type=DURATION, help="How long PIN and URL can be used [default: 30d].")
+@_json
+@click.pass_obj
+def new_pin(operator: Operator, number: str, *, expires: timedelta | None, as_json: bool) -> None:
+    """Replace the PIN; where all is used up, the new one renews once."""
+    with operator.core() as core:
+        handover = core.invitations.new_pin(
+            number, expires=expires, by=operator.by, origin=operator.origin
+        )
+        if as_json:
+            print_json(handover_row(core.settings, handover))
+        else:
+            print_handover(core.settings, handover)
+
+
+@invitations.command("resend")
+@click.argument("number")
+@click.pass_obj
+def resend(operator: Operator, number: str) -> None:
+    """Mail the retrieval URL again."""
+    with operator.core() as core:
+        invitation = core.invitations.resend(number, by=operator.by, origin=operator.origin)
+        mail_out(core, invitation)
+
+
+@invitations.command("release")
+@click.argument("number")
+@click.pass_obj
+def release(operator: Operator, number: str) -> None:
+    """Open an invitation that was held back, and mail its URL."""
+    with operator.core() as core:
+        invitation = core.invitations.release(number, by=operator.by, origin=operator.origin)
+        click.echo(f"Invitation {number} is open.")
+        mail_out(core, invitation)
+
+
+# -- enrollments -----------------------------------------------------------------------------------
+
+
+@click.group()
+def enrollments() -> None:
+    """List, show and decide enrollments."""
+
+
+@enrollments.command("list")
+@click.option("--state", type=click.Choice([state.value for state in EnrollmentState]))
+@_limit
+@_json
+@click.pass_obj
+def list_enrollments(
+    operator: Operator, *, state: str | None, limit: int | None, as_json: bool
+) -> None:
+    """List enrollments, newest first."""
+    wanted = None if state is None else EnrollmentState(state)
+    with operator.core() as core:
+        found = _collect(
+            lambda last, size: core.store.read(
+                lambda tx: certificate_rows.enrollments_in(
+                    tx, wanted, before=None if last is None else last.id, limit=size
+                )
+            ),
+            limit,
+            as_json=as_json,
+        )
+    columns = Columns(
+        {
+            "ID": "id",
+            "State": "state",
+            "Profile": "profile",
+            "Subject": "subject",
+            "Invitation": "invitation",
+            "Via": "via",
+            "Created": "created",
+        },
+        "There are no such enrollments." if state else "Nobody has enrolled yet.",
+    )
+    print_rows([enrollment_row(one) for one in found], columns, as_json=as_json)
+
+
+@enrollments.command("show")
+@click.argument("identifier", metavar="ID")
+@_json
+@click.pass_obj
+def show_enrollment(operator: Operator, identifier: str, *, as_json: bool) -> None:
+    """Show an enrollment and its certificate's serial."""
+    with operator.core() as core:
+        row = enrollment_row(core.ra.enrollment(identifier))
+        record = core.store.read(lambda tx: certificate_rows.certificate(tx, identifier))
+    row["serial"] = None if record is None else record.serial_hex
+    print_fields(row, as_json=as_json)
+
+
+@enrollments.command("approve")
+@click.argument("identifier", metavar="ID")
+@click.pass_obj
+def approve(operator: Operator, identifier: str) -> None:
+    """Let a pending enrollment be issued; the running server signs it."""
+    with operator.core() as core:
+        core.ra.approve(identifier, by=operator.by, origin=operator.origin)
+    click.echo(f"Enrollment {identifier} is approved: the running server signs it.")
+
+
+@enrollments.command("reject")
+@click.argument("identifier", metavar="ID")
+@click.option("--reason", required=True, metavar="TEXT", help="The applicant reads this.")
+@click.pass_obj
+def reject(operator: Operator, identifier: str, *, reason: str) -> None:
+    """Refuse a pending enrollment for good."""
+    with operator.core() as core:
+        core.ra.reject(identifier, reason=reason, by=operator.by, origin=operator.origin)
+    click.echo(f"Enrollment {identifier} is rejected.")
+
+
+# -- certificates ----------------------------------------------------------------------------------
+
+
+@click.group()
+def certificates() -> None:
+    """List, show, export and revoke certificates."""
+
+
+@certificates.command("list")
+@click.option("--state", type=click.Choice([state.value for state in CertificateState]))
+@click.option("--expiring", type=DURATION, help="Valid now, but no longer after this time.")
+@_limit
+@_json
+@click.pass_obj
+def list_certificates(
+    operator: Operator,
+    *,
+    state: str | None,
+    expiring: timedelta | None,
+    limit: int | None,
+    as_json: bool,
+) -> None:
+    """List certificates, newest first."""
+    wanted = None if state is None else CertificateState(state)
+    with operator.core() as core:
+        now = core.clock.now()
+        found = _collect(
+            lambda last, size: core.store.read(
+                lambda tx: certificate_rows.page(
+                    tx,
+                    state=wanted,
+                    expiring_before=None if expiring is None else now + expiring,
+                    before=None if last is None else last.enrollment,
+                    limit=size,
+                )
+            ),
+            limit,
+            as_json=as_json,
+        )
+    columns = Columns(
+        {
+            "Serial": "serial",
+            "Subject": "subject",
+            "Names": "names",
+            "Profile": "profile",
+            "State": "state",
+            "Until": "not_after",
+        },
+        "There are no such certificates."
+        if state or expiring
+        else "There are no certificates yet: invite somebody with `estserver invite`.",
+    )
+    print_rows([certificate_row(one, now) for one in found], columns, as_json=as_json)
+
+
+def _find(core: Core, serial: Serial) -> CertificateRecord:
+    """Find the one certificate that was meant. Raises NotFound, Conflict."""
+    found = core.store.read(
+        lambda tx: [
+            record for number in serial.numbers for record in certificate_rows.by_serial(tx, number)
+        ]
+    )
+    if not found:
+        raise NotFound(f"there is no certificate with serial {serial.text}")
+    if len(found) > 1:
+        meant = ", ".join(f"0x{record.serial_hex}" for record in found)
+        raise Conflict(f"serial {serial.text} can mean several certificates: {meant}")
+    return found[0]
+
+
+@certificates.command("show")
+@click.argument("serial", type=SERIAL)
+@_json
+@click.pass_obj
+def show_certificate(operator: Operator, serial: Serial, *, as_json: bool) -> None:
+    """Show a certificate's row."""
+    with operator.core() as core:
+        row = certificate_row(_find(core, serial), core.clock.now())
+    print_fields(row, as_json=as_json)
+
+
+@certificates.command("export")
+@click.argument("serial", type=SERIAL)
+@click.option("--der", is_flag=True, help="DER instead of PEM.")
+@click.option("--chain", is_flag=True, help="With the CA certificates above it, root last.")
+@click.option(
+    "--out", type=click.File("wb", lazy=True), default="-", help="A file instead of stdout."
+)
+@click.pass_obj
+def export(operator: Operator, serial: Serial, *, der: bool, chain: bool, out: IO[bytes]) -> None:
+    """Write a certificate as PEM or DER."""
+    if der and chain:
+        raise click.UsageError("--der writes one certificate: it goes without --chain")
+    with operator.core() as core:
+        record = _find(core, serial)
+        stored = core.ra.certificate_of(record.enrollment)
+        if stored is None:
+            raise NotFound(f"certificate {record.serial_hex} was never signed")
+        content = stored[1]
+        above = core.chains.get(record.issuer, ()) if chain else ()
+    if not der:
+        whole = (x509.load_der_x509_certificate(content), *above)
+        content = b"".join(one.public_bytes(Encoding.PEM) for one in whole)
+    out.write(content)
+
+
+@certificates.command("revoke")
+@click.argument("serial", type=SERIAL)
+@click.option(
+    "--reason",
+    required=True,
+    type=click.Choice([reason.value for reason in RevocationReason], case_sensitive=False),
+    help="RFC 5280 §5.3.1. keyCompromise blocks the key for ever.",
+)
+@click.option("--comment", metavar="TEXT", help="For the audit trail.")
+@click.pass_obj
+def revoke(operator: Operator, serial: Serial, *, reason: str, comment: str | None) -> None:
+    """Revoke a certificate at once and for good."""
+    with operator.core() as core:
+        record = core.ra.revoke(
+            _find(core, serial).enrollment,
+            reason=RevocationReason(reason),
+            comment=comment,
+            by=operator.by,
+            origin=operator.origin,
+        )
+    click.echo(f"Certificate {record.serial_hex} is revoked ({reason}).")

@@ -1,0 +1,248 @@
+"""The outbox drained: lease a letter, send it, note what came of it.
+
+At least once: a crash between sending and noting sends the letter again, under the same Message-ID,
+which mail servers and readers take for one letter. Never in the way of issuance: a mail server that
+is slow, gone or full only delays mail.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from email.message import EmailMessage
+from typing import Self
+
+import aiosmtplib
+import structlog
+
+from estserver.ca.keys import read_secret
+from estserver.config import Mail, Settings
+from estserver.errors import BadInput, Error, Unavailable
+from estserver.mail.letters import LetterWriter, as_text
+from estserver.model import Invitation, InvitationState, Secret
+from estserver.profiles import Profile
+from estserver.store import Store, Transaction, registrations
+from estserver.store.registrations import Letter
+
+log = structlog.get_logger("estserver.mail")
+
+FIRST_DELAY = timedelta(minutes=1)
+LONGEST_DELAY = timedelta(hours=1)
+TIMEOUT = timedelta(seconds=30)
+_CONVERSATION = timedelta(minutes=3)
+_LEASE = timedelta(minutes=5)
+"""Longer than a whole conversation may take, so that no other node sends the same letter."""
+_MAX_ERROR = 200
+
+
+class PostOffice:
+    """Sends what lies in the outbox through the configured SMTP server, or hands it to a person."""
+
+    def __init__(
+        self,
+        store: Store,
+        writer: LetterWriter,
+        mail: Mail,
+        password: Secret | None = None,
+        *,
+        timeout: timedelta = TIMEOUT,
+    ) -> None:
+        self._store = store
+        self._writer = writer
+        self._mail = mail
+        self._password = password
+        self._timeout = timeout
+
+    @classmethod
+    def open(
+        cls,
+        settings: Settings,
+        store: Store,
+        profiles: Mapping[str, Profile],
+        url_of: Callable[[Invitation], str | None],
+    ) -> Self:
+        """Make the post office of an instance; `url_of` gives an invitation's retrieval URL.
+
+        Raises ConfigurationError: templates, sender or password file.
+        """
+        file = settings.mail.password_file
+        password = None if file is None else read_secret(settings.path(file))
+        writer = LetterWriter(settings.branding, settings.mail.sender, profiles, url_of)
+        return cls(store, writer, settings.mail, password)
+
+    @property
+    def sends(self) -> bool:
+        """True if there is a mail server; otherwise a person has to `take` the letters."""
+        return self._mail.host is not None
+
+    def take(self, number: str) -> list[str]:
+        """Take what waits for an invitation out of the outbox, as text for a person to send.
+
+        Raises BadInput: a letter cannot be written.
+        """
+
+        def queued(tx: Transaction) -> tuple[list[Letter], Invitation | None]:
+            letters = registrations.letters(tx, number)
+            return [one for one in letters if one.state == "queued"], registrations.get(tx, number)
+
+        letters, invitation = self._store.read(queued)
+        texts = [as_text(self._write(letter, invitation)) for letter in letters]
+        for letter in letters:
+            self._note_sent(letter)
+        return texts
+
+    async def check(self) -> None:
+        """Connect, secure and log in as for sending. Raises Unavailable saying what failed."""
+        smtp = self._client()
+        try:
+            async with asyncio.timeout(_CONVERSATION.total_seconds()):
+                await smtp.connect()
+        except (aiosmtplib.SMTPException, OSError) as error:
+            raise Unavailable(_said(error)) from error
+        finally:
+            await _hang_up(smtp)
+
+    async def deliver_due(self) -> int:
+        """Send every letter whose time has come; return how many the mail server took.
+
+        A mail server that cannot be reached or hangs up ends the round: the letter it met waits,
+        and the next round begins with the next one. Raises Unavailable: the database is busy.
+        """
+        if not self.sends:
+            return 0
+        sent = 0
+        smtp = self._client()
+        try:
+            while letters := await asyncio.to_thread(self._store.read, registrations.due_letters):
+                for letter in letters:
+                    message = await asyncio.to_thread(self._lease, letter)
+                    if message is None:
+                        continue
+                    error = await self._send(smtp, message, letter.recipient)
+                    if error is None:
+                        await asyncio.to_thread(self._note_sent, letter)
+                        sent += 1
+                    else:
+                        await asyncio.to_thread(self._note_failure, letter, error)
+                        if not _about_this_letter(error):
+                            return sent
+            return sent
+        finally:
+            await _hang_up(smtp)
+
+    async def _send(
+        self, smtp: aiosmtplib.SMTP, message: EmailMessage, recipient: str
+    ) -> Exception | None:
+        """Send one letter, connecting first where needed; return what went wrong."""
+        try:
+            async with asyncio.timeout(_CONVERSATION.total_seconds()):
+                if not smtp.is_connected:
+                    await smtp.connect()
+                await smtp.send_message(message, sender=self._mail.sender, recipients=[recipient])
+        except (aiosmtplib.SMTPException, OSError) as error:
+            return error
+        return None
+
+    def _client(self) -> aiosmtplib.SMTP:
+        return aiosmtplib.SMTP(
+            hostname=self._mail.host,
+            port=self._mail.port,
+            username=self._mail.username,
+            password=None if self._password is None else self._password.reveal(),
+            use_tls=self._mail.security == "tls",
+            # True demands STARTTLS; aiosmtplib's default would fall back to clear text.
+            start_tls=self._mail.security == "starttls",
+            timeout=self._timeout.total_seconds(),
+        )
+
+    def _lease(self, letter: Letter) -> EmailMessage | None:
+        """Take a letter for sending and write it; None if it is somebody else's or moot by now."""
+
+        def unit(tx: Transaction) -> tuple[bool, Invitation | None]:
+            leased = registrations.lease_letter(tx, letter, until=tx.now + _LEASE)
+            return leased, registrations.get(tx, letter.invitation or "")
+
+        leased, invitation = self._store.write(unit)
+        if not leased:
+            return None
+        try:
+            return self._write(letter, invitation)
+        except Error as error:
+            self._note_hopeless(letter, error.detail)
+            return None
+
+    def _write(self, letter: Letter, invitation: Invitation | None) -> EmailMessage:
+        if invitation is None:
+            raise BadInput("the letter belongs to no invitation")
+        if letter.template == "invitation" and invitation.state is not InvitationState.OPEN:
+            raise BadInput(f"invitation {invitation.number} is {invitation.state.value}")
+        return self._writer.write(letter, invitation)
+
+    def _note_sent(self, letter: Letter) -> None:
+        self._store.write(lambda tx: registrations.letter_sent(tx, letter.id))
+        log.info("mail.sent", letter=letter.id, template=letter.template)
+
+    def _note_hopeless(self, letter: Letter, why: str) -> None:
+        self._store.write(
+            lambda tx: registrations.letter_delayed(tx, letter.id, error=why, again_at=None)
+        )
+        log.warning("mail.failed", letter=letter.id, template=letter.template, error=why)
+
+    def _note_failure(self, letter: Letter, error: Exception) -> None:
+        """Put the letter off, doubling from a minute to an hour, or give it up."""
+        delay = min(LONGEST_DELAY, FIRST_DELAY * 2 ** min(letter.tries, 10))
+        said = _said(error)
+
+        def unit(tx: Transaction) -> bool:
+            late = tx.now - letter.created_at >= self._mail.give_up_after
+            hopeless = late or _is_final(error)
+            again_at = None if hopeless else tx.now + delay
+            registrations.letter_delayed(tx, letter.id, error=said, again_at=again_at)
+            return hopeless
+
+        hopeless = self._store.write(unit)
+        event = "mail.failed" if hopeless else "mail.delayed"
+        log.warning(event, letter=letter.id, template=letter.template, error=said)
+
+
+async def _hang_up(smtp: aiosmtplib.SMTP) -> None:
+    if smtp.is_connected:
+        with contextlib.suppress(aiosmtplib.SMTPException, OSError):
+            await smtp.quit()
+    smtp.close()
+
+
+def _codes(error: Exception) -> list[int]:
+    """Return the answers to RCPT or DATA that refused the letter; none for any other trouble."""
+    if isinstance(error, aiosmtplib.SMTPRecipientsRefused):
+        return [refused.code for refused in error.recipients]
+    if isinstance(error, aiosmtplib.SMTPRecipientRefused | aiosmtplib.SMTPDataError):
+        return [error.code]
+    return []
+
+
+def _about_this_letter(error: Exception) -> bool:
+    """Tell a refusal of one letter from a server that takes none."""
+    # RFC 5321 §3.8: 421 announces that the server closes the connection.
+    return bool(_codes(error)) and 421 not in _codes(error)
+
+
+def _is_final(error: Exception) -> bool:
+    """RFC 5321 §4.2.1: 5yz to RCPT or DATA will not change by itself.
+
+    A refused sender or log-in is our configuration, which somebody will mend.
+    """
+    codes = _codes(error)
+    return bool(codes) and min(codes) >= 500
+
+
+def _said(error: Exception) -> str:
+    """Return one printable line of what went wrong."""
+    if isinstance(error, aiosmtplib.SMTPRecipientsRefused):
+        text = "; ".join(f"{refused.code} {refused.message}" for refused in error.recipients)
+    elif isinstance(error, aiosmtplib.SMTPResponseException):
+        text = f"{error.code} {error.message}"
+    else:
+        text = str(error) or type(error).__name__
+    printable = "".join(c if c.isprintable() else " " for c in text)
+    return " ".join(printable.split())[:_MAX_ERROR]
