@@ -133,10 +133,12 @@ def columns_of(request: web.Request) -> int | None:
     """Return the line width for this client, None for one line.
 
     strongSwan sends neither User-Agent nor Accept, and up to 5.9.10 cannot read line breaks;
-    libest cannot read without them (EST-048).
+    libest cannot read without them (EST-048). Behind curl stands `openssl base64 -d -A`, which
+    decodes one line to its octets and several to nothing (EST-197).
     """
-    known = "User-Agent" in request.headers or "Accept" in request.headers
-    return COLUMNS if known else None
+    agent = request.headers.get("User-Agent")
+    unbroken = agent.startswith("curl/") if agent else "Accept" not in request.headers
+    return None if unbroken else COLUMNS
 
 
 def multipart(content_type: str, body: bytes) -> web.Response:
