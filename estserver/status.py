@@ -23,7 +23,6 @@ from estserver.ca.issuer import Issuer
 from estserver.ca.keys import PrivateKey
 from estserver.errors import BadInput, Error, Fault, NotFound, Unavailable
 from estserver.model import (
-    CertificateRecord,
     CertificateState,
     Clock,
     Event,
@@ -304,18 +303,15 @@ class StatusAuthority:
         responder = self._responders.get(issuer)
         if responder is None:
             return _refusal(ocsp.ResponseStatus.TRY_LATER)
-        now, records = self._store.read(
-            lambda tx: (
-                tx.now,
-                [certificates.by_issuer_serial(tx, issuer, one.serial) for one in request.ids],
-            )
+        serials = [cert_id.serial for cert_id in request.ids]
+        now, rows = self._store.read(
+            lambda tx: (tx.now, certificates.statuses(tx, issuer, serials))
         )
         vouches_until = responder.certificate.not_valid_after_utc
         if not responder.certificate.not_valid_before_utc <= now < vouches_until:
             return _refusal(ocsp.ResponseStatus.TRY_LATER)
         verdicts = [
-            ocsp.Verdict(cert_id, _status(record))
-            for cert_id, record in zip(request.ids, records, strict=True)
+            ocsp.Verdict(cert_id, _status(rows.get(cert_id.serial))) for cert_id in request.ids
         ]
         next_update = min(now + OCSP_LIFETIME, vouches_until)
         der = responder.sign(
@@ -326,13 +322,16 @@ class StatusAuthority:
         return OCSPAnswer(der, now, next_update, cacheable=settled and request.nonce is None)
 
 
-def _status(record: CertificateRecord | None) -> ocsp.Revoked | Literal["good", "unknown"]:
-    """Tell a row's status. An expired certificate keeps its last one (INC-27, RFC 6960 §2.2)."""
-    if record is None:
+def _status(
+    row: tuple[CertificateState, datetime | None, RevocationReason | None] | None,
+) -> ocsp.Revoked | Literal["good", "unknown"]:
+    """Tell a row's status; an expired certificate keeps its last one. RFC 6960 §2.2."""
+    if row is None:
         return "unknown"
-    if record.revoked_at is not None:
-        return ocsp.Revoked(record.revoked_at, record.reason or RevocationReason.UNSPECIFIED)
-    return "good" if record.state is CertificateState.VALID else "unknown"
+    state, revoked_at, reason = row
+    if revoked_at is not None:
+        return ocsp.Revoked(revoked_at, reason or RevocationReason.UNSPECIFIED)
+    return "good" if state is CertificateState.VALID else "unknown"
 
 
 def _refusal(status: ocsp.ResponseStatus) -> OCSPAnswer:

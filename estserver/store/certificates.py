@@ -307,6 +307,33 @@ def by_issuer_serial(tx: Transaction, issuer: str, serial: int) -> CertificateRe
     )
 
 
+# Built once: putting the statement together takes longer than running it.
+_STATUSES = sa.select(
+    certificates.c.serial, certificates.c.state, certificates.c.revoked_at, certificates.c.reason
+).where(
+    certificates.c.issuer == sa.bindparam("issuer"),
+    certificates.c.serial.in_(sa.bindparam("serials", expanding=True)),
+)
+
+
+def statuses(
+    tx: Transaction, issuer: str, serials: Sequence[int]
+) -> dict[int, tuple[CertificateState, datetime | None, RevocationReason | None]]:
+    """Return state, time and reason of revocation of those `serials` that `issuer` has a row for.
+
+    The stored state: the expired ones are valid here.
+    """
+    parameters = {"issuer": issuer, "serials": [f"{serial:040x}" for serial in serials]}
+    return {
+        int(row.serial, 16): (
+            CertificateState(row.state),
+            None if row.revoked_at is None else from_unix(row.revoked_at),
+            None if row.reason is None else RevocationReason(row.reason),
+        )
+        for row in tx.connection.execute(_STATUSES, parameters)
+    }
+
+
 def by_serial(tx: Transaction, serial: int) -> list[CertificateRecord]:
     """Find certificates of any issuer by serial."""
     query = sa.select(certificates).where(certificates.c.serial == f"{serial:040x}")
