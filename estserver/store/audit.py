@@ -50,9 +50,7 @@ def open_chain(connection: sa.Connection, writer: str) -> Head:
     return Head(writer, hash=bytes(newest.hash), follows=f"{newest.writer}:{newest.seq}")
 
 
-def append(
-    connection: sa.Connection, head: Head, events: list[tuple[Event, Origin, int]]
-) -> Head:
+def append(connection: sa.Connection, head: Head, events: list[tuple[Event, Origin, int]]) -> Head:
     """Insert `events` (event, origin, unix time) after `head`; return the new head."""
     rows = []
     for event, origin, at in events:

@@ -274,9 +274,7 @@ def abandon(tx: Transaction, identifier: str) -> bool:
     )
     tx.change(
         sa.update(enrollments)
-        .where(
-            enrollments.c.id == identifier, enrollments.c.state == EnrollmentState.ISSUING.value
-        )
+        .where(enrollments.c.id == identifier, enrollments.c.state == EnrollmentState.ISSUING.value)
         .values(state=EnrollmentState.ABANDONED.value)
     )
     return changed == 1
@@ -381,9 +379,7 @@ def page(
             certificates.c.state == CertificateState.VALID.value, certificates.c.not_after < tx.at
         )
     elif state is CertificateState.VALID:
-        query = query.where(
-            certificates.c.state == state.value, certificates.c.not_after >= tx.at
-        )
+        query = query.where(certificates.c.state == state.value, certificates.c.not_after >= tx.at)
     elif state is not None:
         query = query.where(certificates.c.state == state.value)
     if expiring_before is not None:

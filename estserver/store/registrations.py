@@ -152,9 +152,13 @@ def page(
     return [_invitation(row) for row in tx.connection.execute(query)]
 
 
-def set_state(tx: Transaction, number: str, *, before: InvitationState | None, to: InvitationState) -> bool:
+def set_state(
+    tx: Transaction, number: str, *, before: InvitationState | None, to: InvitationState
+) -> bool:
     """Move an invitation to another state; False if it is not in `before` (None: any but `to`)."""
-    condition = invitations.c.state != to.value if before is None else invitations.c.state == before.value
+    condition = (
+        invitations.c.state != to.value if before is None else invitations.c.state == before.value
+    )
     changed = tx.change(
         sa.update(invitations)
         .where(invitations.c.number == number, condition)
