@@ -43,6 +43,11 @@ class Shell:
         )
 
 
+def environment(folder: Path, variables: Mapping[str, str]) -> dict[str, str]:
+    """Return `variables` and nothing else of whoever runs the tests but the path."""
+    return {"PATH": os.environ["PATH"], "HOME": str(folder), "LC_ALL": "C.UTF-8", **variables}
+
+
 def run(
     command: list[str],
     folder: Path,
@@ -54,9 +59,7 @@ def run(
     done = subprocess.run(
         command,
         cwd=folder,
-        # No settings of whoever runs the tests may reach the programs.
-        env={"PATH": os.environ["PATH"], "HOME": str(folder), "LC_ALL": "C.UTF-8"}
-        | dict(variables or {}),
+        env=environment(folder, variables or {}),
         input=text,
         stdin=None if text is not None else subprocess.DEVNULL,
         capture_output=True,
