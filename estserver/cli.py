@@ -3,12 +3,15 @@
 Commands about what is in the database already are in `cli_records`.
 """
 
+import asyncio
+import os
+from dataclasses import asdict
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import click
 
-from estserver import config
+from estserver import config, server
 from estserver.ca import ceremony
 from estserver.cli_operator import DATE, DURATION, Commands, Operator, log_to_stderr
 from estserver.cli_output import (
@@ -18,11 +21,13 @@ from estserver.cli_output import (
     print_json,
 )
 from estserver.cli_records import certificates, enrollments, invitations, mail_out
+from estserver.doctor import Verdict, examine
 from estserver.errors import BadInput
 from estserver.invitations import Registration
 from estserver.model import Door, KeyType, Language
 from estserver.server import SystemClock
 from estserver.store import Store, migrate
+from estserver.verification import verify
 
 _PORT = click.IntRange(1, 65535)
 
@@ -211,6 +216,54 @@ def migrate_command(operator: Operator) -> None:
         click.echo(f"The database has schema {migrate(store)}.")
     finally:
         store.close()
+
+
+@main.command()
+@click.option("--test-mode", is_flag=True, help="Honour ESTSERVER_FAILPOINT: for tests only.")
+@click.pass_obj
+def serve(operator: Operator, *, test_mode: bool) -> None:
+    """Serve on all listeners until SIGTERM; SIGHUP reloads TLS certificates."""
+    settings = operator.settings()
+    if test_mode:
+        server.enter_test_mode(os.environ)
+    asyncio.run(server.serve(settings))
+
+
+@main.command("doctor")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def doctor_command(operator: Operator, *, as_json: bool) -> None:
+    """Check configuration, keys, names, database, clock, CRLs, mail and disk."""
+    marks = {Verdict.OK: "ok", Verdict.WARNING: "WARN", Verdict.BAD: "BAD", Verdict.SKIPPED: "-"}
+    found = []
+    for finding in examine(operator.settings, SystemClock()):
+        found.append(finding)
+        if not as_json:
+            click.echo(f"{marks[finding.verdict]:<5} {finding.check:<20} {finding.detail}")
+    if as_json:
+        print_json([asdict(finding) for finding in found])
+    if any(finding.verdict is Verdict.BAD for finding in found):
+        raise click.exceptions.Exit(1)
+
+
+@main.command("verify")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def verify_command(operator: Operator, *, as_json: bool) -> None:
+    """Re-check every stored certificate and the audit chain against the records."""
+    with operator.core() as core:
+        result = verify(core)
+    if as_json:
+        print_json(asdict(result))
+    else:
+        for problem in result.problems:
+            click.echo(problem)
+        click.echo(
+            f"{result.certificates} certificates and {result.events} audit rows re-checked: "
+            + (f"{len(result.problems)} problems" if result.problems else "all fit")
+        )
+    if result.problems:
+        raise click.exceptions.Exit(1)
 
 
 main.add_command(invitations)

@@ -13,11 +13,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, time, timedelta
 from pathlib import Path
+from typing import Literal
 
 import click
 import structlog
 
-from estserver import config
+from estserver import config, logs
 from estserver.config import Settings
 from estserver.errors import Error
 from estserver.model import Origin
@@ -68,6 +69,10 @@ class Commands(click.Group):
             raise click.ClickException(error.detail) from None
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
+        except OSError as error:
+            # A port in use, a folder that may not be written: the system says it best.
+            log.debug("command.refused", error=type(error).__name__, exc_info=error)
+            raise click.ClickException(str(error)) from None
         except Exception as error:
             reference = secrets.token_hex(4)
             log.debug("command.failed", request_id=reference, exc_info=error)
@@ -79,16 +84,8 @@ class Commands(click.Group):
 
 def log_to_stderr(*, debug: bool) -> None:
     """Keep log lines away from stdout, which belongs to the command's answer."""
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.dev.ConsoleRenderer(colors=False),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger("debug" if debug else "warning"),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
-        cache_logger_on_first_use=False,
-    )
+    level: Literal["debug", "warning"] = "debug" if debug else "warning"
+    logs.configure(config.Log(format="console", level=level), sys.stderr)
 
 
 class DurationType(click.ParamType[timedelta]):

@@ -20,7 +20,7 @@ ROOMS = (
     ("http",),
     ("protocols", "web", "management"),
     ("logs", "listeners"),
-    ("server", "doctor"),
+    ("server", "doctor", "verification"),
     ("cli",),
 )
 LIBRARIES = {

@@ -111,10 +111,17 @@ class Issuer:
         Raises LintFailed: the draft is not what was planned or breaks RFC 5280.
         """
         serial = self._randbits(SERIAL_BITS)
-        throwaway = _throwaway_key(key_type_of(self._key))
-        draft = self._builder(plan, serial).sign(throwaway, signature_hash(throwaway))
+        draft = self._specimen(plan, serial)
         lint(draft, plan, self.certificate, serial)
         return Draft(self.name, serial, draft.tbs_certificate_bytes, plan.not_before, plan.not_after)
+
+    def specimen(self, plan: Plan) -> x509.Certificate:
+        """Return what `plan` would become, signed by a throw-away key: for linters only."""
+        return self._specimen(plan, self._randbits(SERIAL_BITS))
+
+    def _specimen(self, plan: Plan, serial: int) -> x509.Certificate:
+        throwaway = _throwaway_key(key_type_of(self._key))
+        return self._builder(plan, serial).sign(throwaway, signature_hash(throwaway))
 
     def _builder(self, plan: Plan, serial: int) -> x509.CertificateBuilder:
         builder = (

@@ -1,0 +1,351 @@
+"""Is this instance healthy? Configuration, secrets, keys, names, database, clock, CRLs, mail, disk.
+
+Nothing here changes anything. A check that cannot be made is a bad finding, never an exception.
+"""
+
+import asyncio
+import ipaddress
+import shutil
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from functools import cache
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from estserver.ca.keys import generate_key
+from estserver.config import Listener, Settings
+from estserver.errors import Error
+from estserver.mail import PostOffice
+from estserver.model import (
+    Clock,
+    Door,
+    Invitation,
+    InvitationState,
+    KeyType,
+    Language,
+    PublicKey,
+)
+from estserver.names import parse_general_name
+from estserver.profiles import Profile
+from estserver.server import Core, open_core
+from estserver.store import Store, health, require_current
+
+_EXPIRY_WARNING = timedelta(days=90)
+_CLOCK_TOLERANCE = timedelta(minutes=2)
+_ALLOWED = frozenset({"pkix.invalid_uri_syntax"})
+"""pkilint's grammar of URLs knows neither localhost nor URNs; `names` reads URIs by RFC 3986."""
+_LOW_DISK, _NO_DISK = 1 << 30, 100 << 20
+
+
+class Verdict(StrEnum):
+    """`bad` makes `doctor` fail; `warning` wants a look this week."""
+
+    OK = "ok"
+    WARNING = "warning"
+    BAD = "bad"
+    SKIPPED = "skipped"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the doctor's report."""
+
+    check: str
+    verdict: Verdict
+    detail: str
+
+
+Check = Callable[[Settings, Clock], Iterator[Finding]]
+
+
+def examine(load: Callable[[], Settings], clock: Clock) -> Iterator[Finding]:
+    """Check one instance; `load` reads its configuration. Yields findings as they are made."""
+    try:
+        settings = load()
+    except Error as error:
+        yield Finding("configuration", Verdict.BAD, error.detail)
+        return
+    yield Finding("configuration", Verdict.OK, f"{len(settings.profiles)} profiles")
+    for name, check in _CHECKS.items():
+        yield from _guarded(name, check(settings, clock))
+
+
+def _guarded(name: str, findings: Iterator[Finding]) -> Iterator[Finding]:
+    """Pass findings on; a check that cannot be made is itself a bad finding."""
+    try:
+        yield from findings
+    except (Error, OSError) as error:
+        yield Finding(name, Verdict.BAD, str(error))
+
+
+# -- files and listeners --------------------------------------------------------------------------
+
+
+def _secret_files(settings: Settings, _clock: Clock) -> Iterator[Finding]:
+    """Look for secrets that others than their owner can read."""
+    secrets = [settings.secrets.master, settings.secrets.passphrase]
+    secrets += [issuer.key for issuer in settings.issuers.values()]
+    secrets += [path for path in (settings.mail.password_file,) if path is not None]
+    # Certificates of our own, made by `serve`, and the root's key where it still lies here.
+    extra = [*settings.path(Path("keys")).glob("*.pem"), *settings.path(Path("ca")).glob("*.key")]
+    paths = dict.fromkeys([*(settings.path(path) for path in secrets), *extra])
+    open_to_others = []
+    for path in paths:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if mode & 0o077:
+            open_to_others.append(f"{path} has mode {mode:04o}, must be 0600")
+    if open_to_others:
+        yield Finding("secrets", Verdict.BAD, "; ".join(open_to_others))
+    else:
+        yield Finding("secrets", Verdict.OK, f"{len(paths)} files, readable by their owner only")
+
+
+def _listener_names(settings: Settings, clock: Clock) -> Iterator[Finding]:
+    """RFC 7030 §3.6.1, RFC 9525: clients compare the URL's host with the SAN, never with the CN."""
+    for name in ("web", "devices", "status", "management"):
+        listener: Listener = getattr(settings.listeners, name)
+        parse_general_name(f"uri:{listener.url}")
+        url = urlsplit(listener.url)
+        check = f"listener {name}"
+        if url.scheme == "http" and name in {"web", "devices"}:
+            yield Finding(check, Verdict.BAD, f"{listener.url} is not https")
+        elif url.scheme == "http":
+            yield Finding(check, Verdict.OK, listener.url)
+        elif listener.certificate is not None:
+            yield _given_certificate(settings, listener, url.hostname or "", check, clock.now())
+        elif _host(url.hostname or "") not in {_host(host) for host in settings.hosts}:
+            yield Finding(
+                check,
+                Verdict.BAD,
+                f"CLIENTS WILL REFUSE {listener.url}: {url.hostname} is not in `hosts`, so the "
+                "TLS certificate does not name it",
+            )
+        else:
+            yield Finding(check, Verdict.OK, f"{listener.url} is named in the TLS certificate")
+
+
+def _given_certificate(
+    settings: Settings, listener: Listener, host: str, check: str, now: datetime
+) -> Finding:
+    """Judge a TLS certificate that the operator brought."""
+    path = settings.path(listener.certificate or Path())
+    try:
+        certificate = x509.load_pem_x509_certificates(path.read_bytes())[0]
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (ValueError, x509.ExtensionNotFound) as error:
+        return Finding(check, Verdict.BAD, f"{path}: {error}")
+    covered = [name.lower() for name in names.get_values_for_type(x509.DNSName)]
+    covered += [str(address) for address in names.get_values_for_type(x509.IPAddress)]
+    wanted = _host(host)
+    if wanted not in covered and f"*.{wanted.partition('.')[2]}" not in covered:
+        return Finding(
+            check, Verdict.BAD, f"CLIENTS WILL REFUSE {listener.url}: {path} does not name {host}"
+        )
+    return _expiry(check, f"{path} names {host}", certificate, now)
+
+
+def _host(text: str) -> str:
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        return text.lower()
+
+
+def _expiry(check: str, what: str, certificate: x509.Certificate, now: datetime) -> Finding:
+    left = certificate.not_valid_after_utc - now
+    if left < timedelta(0):
+        return Finding(check, Verdict.BAD, f"{what}: expired on {certificate.not_valid_after_utc}")
+    verdict = Verdict.WARNING if left < _EXPIRY_WARNING else Verdict.OK
+    return Finding(check, verdict, f"{what}: {left.days} days left")
+
+
+def _disk(settings: Settings, _clock: Clock) -> Iterator[Finding]:
+    free = shutil.disk_usage(settings.directory).free
+    verdict = (
+        Verdict.BAD if free < _NO_DISK else Verdict.WARNING if free < _LOW_DISK else Verdict.OK
+    )
+    yield Finding("disk", verdict, f"{free >> 20} MiB free for {settings.directory}")
+
+
+# -- database and core ----------------------------------------------------------------------------
+
+
+def _database(settings: Settings, clock: Clock) -> Iterator[Finding]:
+    store = Store(settings.database_url, clock)
+    try:
+        require_current(store)
+        found = store.read(health.damage)
+        newest = store.read(health.newest_event)
+    finally:
+        store.close()
+    if found:
+        yield Finding("database", Verdict.BAD, "; ".join(found))
+    else:
+        yield Finding("database", Verdict.OK, "reachable, newest schema, undamaged")
+    if newest is None:
+        yield Finding("clock", Verdict.WARNING, "no audit row to compare it with")
+    elif newest > clock.now() + _CLOCK_TOLERANCE:
+        yield Finding(
+            "clock", Verdict.BAD, f"is behind the newest audit row by {newest - clock.now()}"
+        )
+    else:
+        yield Finding("clock", Verdict.OK, f"{clock.now():%Y-%m-%d %H:%M:%S} UTC")
+
+
+def _core(settings: Settings, clock: Clock) -> Iterator[Finding]:
+    """Open the instance with its keys, as `serve` does, and look at what depends on them."""
+    core = open_core(settings, clock, with_keys=True)
+    try:
+        now = clock.now()
+        for name, issuer in core.issuers.items():
+            # Opening has proven that key and certificate belong together and the chain verifies.
+            soonest = min(issuer.chain, key=lambda one: one.not_valid_after_utc)
+            yield _expiry(f"issuer {name}", "key fits, chain verifies", soonest, now)
+        for age in core.status.ages():
+            check = f"CRL {age.issuer}"
+            if age.age is None:
+                yield Finding(check, Verdict.WARNING, "none yet: `serve` publishes the first")
+            else:
+                verdict = Verdict.BAD if age.red else Verdict.OK
+                yield Finding(
+                    check, verdict, f"{age.age} old, {age.life_left:.0%} of its life left"
+                )
+        yield from _guarded("profiles", _lint(core, now))
+        yield from _guarded("mail", _mail(core))
+    finally:
+        core.close()
+
+
+def _mail(core: Core) -> Iterator[Finding]:
+    office = PostOffice.open(core.settings, core.store, core.profiles, lambda _: None)
+    letters = core.store.read(health.count_letters)
+    waiting, failed = letters.get("queued", 0), letters.get("failed", 0)
+    state = f"{waiting} waiting, {failed} failed"
+    if not office.sends:
+        yield Finding("mail", Verdict.OK, f"no server: commands print what is to be sent; {state}")
+        return
+    asyncio.run(office.check())
+    verdict = Verdict.WARNING if failed else Verdict.OK
+    yield Finding("mail", verdict, f"{core.settings.mail.host} answers; {state}")
+
+
+# -- lint -----------------------------------------------------------------------------------------
+
+
+def _lint(core: Core, now: datetime) -> Iterator[Finding]:
+    """Let pkilint judge one draft of every profile: stricter and slower than `ca.lint`."""
+    try:
+        judge = pkix_linter()
+    except ImportError:
+        yield Finding("profiles", Verdict.SKIPPED, "not linted: pkilint is not installed")
+        return
+    for name, profile in core.profiles.items():
+        if name.startswith("_"):
+            continue
+        try:
+            draft = specimen(core, profile, now)
+        except Error as error:
+            yield Finding(f"profile {name}", Verdict.BAD, error.detail)
+            continue
+        errors, warnings = (codes - _ALLOWED for codes in judge(draft))
+        verdict = Verdict.BAD if errors else Verdict.WARNING if warnings else Verdict.OK
+        said = ", ".join(sorted(errors | warnings)) or "a draft certificate lints clean"
+        yield Finding(f"profile {name}", verdict, said)
+
+
+def pkix_linter() -> Callable[[x509.Certificate], tuple[set[str], set[str]]]:
+    """Return a function that gives pkilint's errors and warnings about a certificate (RFC 5280).
+
+    Raises ImportError: pkilint, which only development and `doctor` use, is not installed.
+    """
+    from pkilint import loader, validation  # noqa: PLC0415 - an optional package
+    from pkilint.pkix import certificate, extension, name  # noqa: PLC0415
+
+    rules = certificate.create_pkix_certificate_validator_container(
+        certificate.create_decoding_validators(
+            name.ATTRIBUTE_TYPE_MAPPINGS, extension.EXTENSION_MAPPINGS
+        ),
+        [
+            certificate.create_issuer_validator_container([]),
+            certificate.create_validity_validator_container(),
+            certificate.create_subject_validator_container([]),
+            certificate.create_extensions_validator_container([]),
+            certificate.create_spki_validator_container([]),
+        ],
+    )
+    severity = validation.ValidationFindingSeverity
+
+    def judge(draft: x509.Certificate) -> tuple[set[str], set[str]]:
+        document = loader.load_der_certificate(draft.public_bytes(Encoding.DER), "draft")
+        found = [
+            described.finding
+            for result in rules.validate(document.root)
+            for described in result.finding_descriptions
+        ]
+        errors = {f.code for f in found if f.severity <= severity.ERROR}
+        return errors, {f.code for f in found if f.severity == severity.WARNING}
+
+    return judge
+
+
+def specimen(core: Core, profile: Profile, now: datetime) -> x509.Certificate:
+    """Return a certificate of `profile` as it would be, for a made-up applicant, unsigned by us.
+
+    Raises BadInput, Fault: the profile cannot certify anybody.
+    """
+    made_up = {
+        "dns": "dns:host.example.org",
+        "ip": "ip:192.0.2.1",
+        "uri": "uri:urn:example:device",
+    }
+    invitation = Invitation(
+        number="1000000000",
+        profile=profile.name,
+        name="Hanako Sato",
+        email="hanako@example.org",
+        device_id="device-1",
+        names=tuple(
+            parse_general_name(made_up[kind]) for kind in profile.settings.names if kind in made_up
+        ),
+        language=Language.EN,
+        doors=frozenset({Door.WEB}),
+        units=1,
+        units_used=0,
+        state=InvitationState.OPEN,
+        approval=False,
+        created_at=now,
+        expires_at=now,
+        renew_until=None,
+        pin_generation=1,
+        pin_failures=0,
+        pin_dead=False,
+        renewal_pin=False,
+        replaced=False,
+        url_generation=1,
+        organization=core.settings.branding.organization,
+    )
+    kinds = [kind for kind in profile.settings.keys if kind is not KeyType.ED25519]
+    key = _public_key(kinds[0] if kinds else KeyType.EC_P256)
+    plan = profile.plan_again(key, profile.grant(invitation), now)
+    return core.issuers[plan.issuer].specimen(plan)
+
+
+@cache
+def _public_key(kind: KeyType) -> PublicKey:
+    """RSA keys take a second each: one of every type is enough."""
+    return generate_key(kind).public_key()
+
+
+_CHECKS: Mapping[str, Check] = {
+    "secrets": _secret_files,
+    "listeners": _listener_names,
+    "database": _database,
+    "instance": _core,
+    "disk": _disk,
+}

@@ -1,0 +1,39 @@
+"""What the database can tell about its own condition; `doctor` and `verify` ask."""
+
+from datetime import datetime
+
+import sqlalchemy as sa
+
+from estserver.store.engine import Transaction, from_unix
+from estserver.store.tables import audit_events, outbox
+
+
+def damage(tx: Transaction) -> list[str]:
+    """Return what SQLite finds wrong with its file; PostgreSQL checks its pages itself."""
+    if tx.connection.dialect.name != "sqlite":
+        return []
+    pages = tx.connection.exec_driver_sql("PRAGMA quick_check(10)").scalars()
+    found = [str(line) for line in pages if line != "ok"]
+    for table, row, parent, _ in tx.connection.exec_driver_sql("PRAGMA foreign_key_check"):
+        found.append(f"row {row} of {table} refers to nothing in {parent}")
+    return found
+
+
+def newest_event(tx: Transaction) -> datetime | None:
+    """Return the time of the newest audit row, or None before the first."""
+    at = tx.connection.execute(sa.select(sa.func.max(audit_events.c.at))).scalar_one()
+    return None if at is None else from_unix(at)
+
+
+def count_events(tx: Transaction) -> int:
+    """Return how many audit rows there are."""
+    count: int = tx.connection.execute(
+        sa.select(sa.func.count()).select_from(audit_events)
+    ).scalar_one()
+    return count
+
+
+def count_letters(tx: Transaction) -> dict[str, int]:
+    """Return how many letters are queued, sent and failed."""
+    query = sa.select(outbox.c.state, sa.func.count()).group_by(outbox.c.state)
+    return dict(tx.connection.execute(query).tuples().all())
