@@ -1,0 +1,677 @@
+"""EST over HTTP and TLS: paths, methods, connections, handshakes (sheet A, B and parts of N)."""
+
+import base64
+import shutil
+import socket
+import ssl
+import subprocess
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import trustme
+from aiohttp.test_utils import make_mocked_request
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import ExtendedKeyUsageOID
+
+from estserver import config, http
+from estserver.errors import ConfigurationError, Error, Fault, Refused, Unavailable
+from estserver.model import RevocationReason
+from estserver.protocols.est import RENDER
+from estserver.protocols.est_answers import refusal, sentence, status_of
+from tests.live import ORIGIN, Holder, Live, basic, new_key
+from tests.protocols.est_wire import (
+    CERTS_ONLY,
+    EST,
+    PKCS10,
+    Wire,
+    csr,
+    get,
+    issued,
+    post,
+    renewed,
+    s_client,
+    tls12,
+)
+
+STATUSES = {400, 401, 403, 404, 405, 413, 415, 429, 500, 503}
+OPERATIONS = ("cacerts", "simpleenroll", "simplereenroll", "fullcmc", "serverkeygen", "csrattrs")
+PROFILE = """
+[profiles."{name}"]
+title = "Test"
+title_ja = "Test"
+doors = ["est"]
+default_doors = ["est"]
+subject = ["CN={{device_id}}"]
+keys = ["ec-p256"]
+validity = "{validity}"
+extended_key_usage = ["{usage}"]
+"""
+
+
+def profile(name: str, validity: str = "30d", usage: str = "clientAuth") -> str:
+    return PROFILE.format(name=name, validity=validity, usage=usage)
+
+
+def subclasses(of: type[Error]) -> set[type[Error]]:
+    direct = of.__subclasses__()
+    return {of, *direct, *(deeper for one in direct for deeper in subclasses(one))}
+
+
+# -- A: paths and methods ------------------------------------------------------------------------
+
+
+@pytest.mark.row("EST-001", "EST-002")
+def test_every_operation_is_served_with_and_without_a_label(live: Live) -> None:
+    for prefix in ("", "device/"):
+        assert get(live, f"{prefix}cacerts").status == 200
+        assert get(live, f"{prefix}csrattrs").status == 200
+        handover = live.invite("device")
+        answer = post(live, csr(), path=f"{prefix}simpleenroll", by=handover)
+        assert answer.status == 200
+        key = new_key()
+        holder = Holder(key, live.enroll(live.invite("device"), key).certificate)
+        assert renewed(live, holder, path=f"{prefix}simplereenroll").status == 200
+
+
+@pytest.mark.row("EST-003", "EST-191")
+@pytest.mark.parametrize("name", [*OPERATIONS, "renewal-info", "pal", "ucacerts", "usimpleenroll"])
+def test_a_label_called_like_an_operation_is_a_configuration_error(
+    template: Path, tmp_path: Path, name: str
+) -> None:
+    shutil.copy(template / "estserver.toml", tmp_path)
+    path = tmp_path / "estserver.toml"
+    path.write_text(path.read_text(encoding="utf-8") + profile(name), encoding="utf-8")
+    with pytest.raises(ConfigurationError, match=f"profiles.{name}"):
+        config.load(path)
+
+
+@pytest.mark.row("EST-004", "EST-010", "EST-190", "EST-191")
+@pytest.mark.parametrize(
+    "path",
+    [
+        "",
+        "/",
+        "//cacerts",
+        "/cacerts/",
+        "/simpleenroll/",
+        "/device/simpleenroll/",
+        "/unknown/cacerts",
+        "/unknown/simpleenroll",
+        "/_tls/cacerts",
+        "/device",
+        "/device/",
+        "/device//cacerts",
+        "/device/unknown",
+        "/device/more/cacerts",
+        "/unknown",
+        "/%2e%2e/cacerts",
+        "/device%2Fcacerts",
+        "/device%2fcacerts",
+        "%2Fcacerts",
+        "/cacerts%00",
+        "/cacerts%0A",
+        "/%ff/cacerts",
+        "ablishment/cacerts",
+        "/pal",
+        "/eecerts",
+        "/crls",
+        "/symmetrickeys",
+        "/firmware",
+        "/tamp",
+        "/serverkeygen/return",
+        "/renewal-info/AAAA.AAAA",
+        "/ucacerts",
+        "/usimpleenroll",
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_what_is_not_there_is_the_same_404_and_never_a_redirect(
+    shared: Live, method: str, path: str
+) -> None:
+    answer = shared.request(method, EST + path, body=b"" if method == "POST" else None)
+    assert answer.status == 404
+    assert answer.body == b"There is no such EST operation here.\n"
+    assert answer.headers["Content-Type"] == "text/plain; charset=utf-8"
+
+
+@pytest.mark.row("EST-005")
+def test_a_label_may_use_every_allowed_character_plain_or_percent_encoded(
+    make_live: Callable[[str], Live],
+) -> None:
+    label = "AZaz09-._~x"
+    live = make_live(profile(label))
+    encoded = "".join(f"%{ord(character):02x}" for character in label)
+    plain = get(live, f"{label}/cacerts")
+    assert plain.status == 200
+    assert get(live, f"{encoded}/%63acerts").body == plain.body
+
+
+@pytest.mark.row("EST-005")
+@pytest.mark.parametrize("character", [*"!$&'()*+,;:=/ %é", ".", "-"])
+def test_other_characters_in_a_label_are_refused_by_the_configuration(
+    template: Path, tmp_path: Path, character: str
+) -> None:
+    shutil.copy(template / "estserver.toml", tmp_path)
+    path = tmp_path / "estserver.toml"
+    name = character if character in ".-" else f"a{character}b"
+    path.write_text(path.read_text(encoding="utf-8") + profile(name), encoding="utf-8")
+    with pytest.raises(ConfigurationError, match="label"):
+        config.load(path)
+
+
+@pytest.mark.row("EST-006")
+@pytest.mark.parametrize(
+    ("method", "operation", "allowed"),
+    [
+        ("POST", "cacerts", "GET, HEAD"),
+        ("POST", "csrattrs", "GET, HEAD"),
+        ("GET", "simpleenroll", "POST"),
+        ("HEAD", "simpleenroll", "POST"),
+        ("PUT", "simpleenroll", "POST"),
+        ("GET", "device/simplereenroll", "POST"),
+        ("DELETE", "simplereenroll", "POST"),
+        ("OPTIONS", "cacerts", "GET, HEAD"),
+        ("PATCH", "device/cacerts", "GET, HEAD"),
+    ],
+)
+def test_the_wrong_method_is_405_with_allow(
+    shared: Live, method: str, operation: str, allowed: str
+) -> None:
+    answer = shared.request(method, f"{EST}/{operation}")
+    assert (answer.status, answer.headers["Allow"]) == (405, allowed)
+
+
+@pytest.mark.row("EST-007")
+@pytest.mark.parametrize("operation", ["cacerts", "device/csrattrs"])
+def test_head_has_the_headers_of_get_and_no_body(shared: Live, operation: str) -> None:
+    whole = shared.request("GET", f"{EST}/{operation}")
+    head = shared.request("HEAD", f"{EST}/{operation}")
+    assert (head.status, head.body) == (200, b"")
+    for name in ("Content-Type", "Content-Length", "Content-Transfer-Encoding"):
+        assert head.headers[name] == whole.headers[name]
+
+
+@pytest.mark.row("EST-008", "EST-163", "EST-175")
+@pytest.mark.parametrize("operation", ["fullcmc", "serverkeygen", "device/fullcmc"])
+def test_operations_that_are_off_are_404_whatever_is_sent(shared: Live, operation: str) -> None:
+    kinds = (PKCS10, "application/pkcs7-mime; smime-type=CMC-request", "text/plain")
+    for kind in kinds:
+        assert post(shared, csr(), path=operation, headers={"Content-Type": kind}).status == 404
+
+
+@pytest.mark.row("EST-009", "EST-070")
+def test_plain_http_gets_no_est_answer(shared: Live) -> None:
+    for listener in ("status", "management"):
+        assert shared.request("GET", f"{EST}/cacerts", listener=listener).status == 404
+    with socket.create_connection(("127.0.0.1", shared.port("devices")), timeout=10) as plain:
+        plain.sendall(f"GET {EST}/cacerts HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        try:
+            received = plain.recv(4096)
+        except ConnectionResetError:
+            received = b""
+    assert b"HTTP/" not in received
+
+
+@pytest.mark.row("EST-010")
+def test_an_enrollment_is_never_redirected(shared: Live) -> None:
+    for path in ("simpleenroll/", "device/simpleenroll/", "/simpleenroll", "SimpleEnroll"):
+        assert post(shared, csr(), path=path).status == 404
+
+
+@pytest.mark.row("EST-011")
+@pytest.mark.parametrize(
+    "lines",
+    [
+        (f"GET {EST}/cacerts HTTP/1.0",),
+        (f"GET {EST}/cacerts HTTP/1.1", "Host: localhost", "Connection: close"),
+    ],
+)
+def test_a_client_that_reads_to_the_end_gets_length_body_and_close_notify(
+    shared: Live, lines: tuple[str, ...]
+) -> None:
+    with Wire(shared) as wire:
+        wire.send(*lines)
+        # recv returns nothing only after a close_notify; a bare end of file would raise.
+        head, _, body = wire.rest().partition(b"\r\n\r\n")
+    assert b" 200 OK" in head.splitlines()[0]
+    assert b"Content-Length: %d" % len(body) in head.splitlines()
+
+
+@pytest.mark.row("EST-012")
+def test_a_kept_connection_carries_nothing_from_one_request_to_the_next(live: Live) -> None:
+    first, second = live.invite("device"), live.invite("device", device_id="printer-18")
+    with Wire(live) as wire:
+        assert wire.ask("GET", "cacerts").status == 200
+        assert wire.ask("POST", "simpleenroll", body=csr()).status == 401
+        answer = wire.enroll(first, csr())
+        assert [name.value for name in answer.certificates()[0].subject] == ["printer-17"]
+        assert wire.ask("POST", "simpleenroll", body=csr()).status == 401
+        answer = wire.enroll(second, csr())
+        assert [name.value for name in answer.certificates()[0].subject] == ["printer-18"]
+
+
+@pytest.mark.row("EST-013")
+def test_expect_100_continue_is_answered(live: Live) -> None:
+    handover, body = live.invite("device"), csr()
+    with Wire(live) as wire:
+        wire.send(
+            f"POST {EST}/simpleenroll HTTP/1.1",
+            "Host: localhost",
+            "Expect: 100-continue",
+            f"Content-Length: {len(body)}",
+            f"Authorization: {basic(handover)}",
+            f"Content-Type: {PKCS10}",
+        )
+        assert wire.sock.recv(4096).startswith(b"HTTP/1.1 100 Continue\r\n")
+        wire.sock.sendall(body)
+        assert wire.answer().status == 200
+
+
+@pytest.mark.row("EST-014", "EST-193", "EST-194", "EST-200", "EST-201")
+def test_answers_have_few_headers_spelt_for_narrow_clients(live: Live) -> None:
+    handover = live.invite("device")
+    answers = {
+        "cacerts": get(live, "cacerts"),
+        "csrattrs": get(live, "csrattrs"),
+        "challenge": post(live, csr()),
+        "wrong": post(live, csr(), headers={"Authorization": "Basic eDp5"}),
+        "enroll": post(live, csr(), by=handover),
+        "missing": get(live, "nothing"),
+        "method": get(live, "simpleenroll"),
+    }
+    allowed = {
+        "Content-Type",
+        "Content-Length",
+        "Content-Transfer-Encoding",
+        "Cache-Control",
+        "Date",
+        "WWW-Authenticate",
+        "Allow",
+        "Connection",
+    }
+    for name, answer in answers.items():
+        headers = answer.headers.items()
+        assert {key for key, _ in headers} <= allowed, name
+        assert len(headers) <= 16
+        assert sum(len(key) + len(value) + 4 for key, value in headers) < 600
+        assert answer.headers["Content-Length"] == str(len(answer.body))
+        assert answer.headers["Cache-Control"] == "no-store"
+    assert answers["enroll"].headers["Content-Type"] == CERTS_ONLY
+
+
+@pytest.mark.row("EST-014")
+def test_cookies_and_origins_mean_nothing_here(live: Live) -> None:
+    headers = {"Cookie": "session=x", "Origin": "https://elsewhere.example"}
+    answer = post(live, csr(), by=live.invite("device"), headers=headers)
+    assert answer.status == 200
+    assert "Access-Control-Allow-Origin" not in answer.headers
+
+
+@pytest.mark.row("EST-015")
+def test_a_body_that_does_not_arrive_is_refused_in_time_and_holds_nobody_up(
+    make_live: Callable[[str], Live],
+) -> None:
+    live = make_live("\n[limits]\nrequest_seconds = 1\n")
+    with Wire(live) as wire:
+        wire.send(
+            f"POST {EST}/simpleenroll HTTP/1.1", "Host: localhost", "Content-Length: 900", body=b"M"
+        )
+        assert get(live, "cacerts").status == 200
+        answer = wire.answer()
+        assert (answer.status, answer.headers["Connection"]) == (400, "close")
+        assert b"did not arrive" in answer.body
+
+
+@pytest.mark.row("EST-015")
+def test_a_silent_client_is_cut_off(make_live: Callable[[str], Live]) -> None:
+    live = make_live("\n[limits]\nheader_seconds = 1\n")
+    with Wire(live) as wire:
+        wire.sock.sendall(b"GET ")
+        assert get(live, "cacerts").status == 200
+        # Whether the TLS session is ended in order or not says nothing about the server.
+        with suppress(ssl.SSLError, ConnectionResetError):
+            assert wire.rest() == b""
+
+
+# -- errors --------------------------------------------------------------------------------------
+
+
+@pytest.mark.row("EST-117")
+@pytest.mark.parametrize(
+    "kind", sorted(subclasses(Error) - {Error}, key=lambda kind: kind.__name__)
+)
+def test_every_error_has_a_status_of_the_known_set(kind: type[Error]) -> None:
+    assert any(base in RENDER for base in kind.__mro__)
+    error = kind.__new__(kind)
+    assert status_of(error) in STATUSES
+    assert (status_of(error) >= 500) == issubclass(kind, Fault)
+
+
+@pytest.mark.row("EST-126")
+def test_a_fault_tells_the_client_nothing_but_its_reference() -> None:
+    request = make_mocked_request("POST", f"{EST}/simpleenroll")
+    request[http.REFERENCE] = "0123456789abcdef"
+    answer = refusal(request, Fault("disk /dev/sda1 is full"), realm="r", retry_after="60")
+    assert answer.status == 500
+    assert answer.body == b"Internal error.\nReference: 0123456789abcdef\n"
+
+
+@pytest.mark.row("EST-125")
+def test_unavailable_always_says_when_to_ask_again() -> None:
+    request = make_mocked_request("POST", f"{EST}/simpleenroll")
+    request[http.REFERENCE] = "0123456789abcdef"
+    for retry_after, seconds in ((None, "60"), (timedelta(seconds=7), "7")):
+        error = Unavailable("database is locked", retry_after=retry_after)
+        answer = refusal(request, error, realm="r", retry_after="60")
+        assert (answer.status, answer.headers["Retry-After"]) == (503, seconds)
+        assert b"locked" not in (answer.body or b"")  # type: ignore[operator]
+
+
+@pytest.mark.row("EST-118")
+def test_a_sentence_begins_with_a_capital_and_ends_with_a_stop() -> None:
+    assert sentence(Refused("send less")) == "Send less."
+    assert sentence(Refused("Why?")) == "Why?"
+
+
+# -- B: TLS --------------------------------------------------------------------------------------
+
+
+@pytest.mark.row("EST-016")
+@pytest.mark.parametrize("option", ["-tls1", "-tls1_1"])
+def test_older_versions_of_tls_are_not_spoken(shared: Live, option: str) -> None:
+    done = s_client(shared, option, "-cipher", "ALL:@SECLEVEL=0")
+    assert b"Cipher is (NONE)" in done.stdout
+    assert b"New, TLSv1" not in done.stdout
+
+
+@pytest.mark.row("EST-016")
+@pytest.mark.parametrize("option", ["-tls1_2", "-tls1_3"])
+def test_tls_1_2_and_1_3_are_spoken(shared: Live, option: str) -> None:
+    assert b"New, TLSv1." in s_client(shared, option).stdout
+
+
+@pytest.mark.row("EST-017", "EST-031", "EST-165")
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("-cipher", "eNULL:@SECLEVEL=0"),
+        ("-cipher", "aNULL:@SECLEVEL=0"),
+        ("-cipher", "AES128-SHA:CAMELLIA128-SHA:@SECLEVEL=0"),
+        ("-psk", "0123456789abcdef", "-cipher", "PSK:@SECLEVEL=0"),
+    ],
+)
+def test_suites_without_encryption_or_identity_are_refused(
+    shared: Live, options: tuple[str, ...]
+) -> None:
+    done = s_client(shared, "-tls1_2", *options)
+    assert b"New, TLSv1." not in done.stdout
+    assert b"Cipher is (NONE)" in done.stdout
+
+
+@pytest.mark.row("EST-018")
+def test_the_server_sends_its_chain_so_that_the_root_is_enough(shared: Live) -> None:
+    done = s_client(
+        shared, "-CAfile", str(shared.root), "-verify_return_error", "-verify_hostname", "localhost"
+    )
+    assert b"Verify return code: 0 (ok)" in done.stdout
+
+
+@pytest.mark.row("EST-020")
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_client_certificate_is_asked_for_and_optional(
+    live: Live, version: ssl.TLSVersion
+) -> None:
+    holder = live.enroll(live.invite("device"))
+    for shown in (None, holder):
+        context = live.tls(shown, minimum_version=version, maximum_version=version)
+        with Wire(live, context=context) as wire:
+            assert wire.ask("GET", "cacerts").status == 200
+            answer = wire.ask("POST", "simpleenroll", body=csr())
+            assert answer.status == (401 if shown is None else 200)
+
+
+@pytest.mark.row("EST-020")
+def test_the_certificate_request_is_seen_by_openssl(shared: Live) -> None:
+    done = s_client(shared, "-tls1_2", "-msg")
+    assert b"CertificateRequest" in done.stdout
+
+
+def foreign() -> ssl.SSLContext:
+    authority = trustme.CA()
+    leaf = authority.issue_cert("printer-17", common_name="printer-17")
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    leaf.configure_cert(context)
+    return context
+
+
+def self_signed(live: Live) -> ssl.SSLContext:
+    key = new_key()
+    name = live.core.chains["issuing"][0].subject
+    now = live.clock.now()
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    return live.tls(Holder(key, certificate))
+
+
+@pytest.mark.row("EST-021", "EST-023")
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+@pytest.mark.parametrize("kind", ["foreign", "self-signed"])
+def test_a_certificate_of_nobody_we_know_authenticates_nothing(
+    shared: Live, kind: str, version: ssl.TLSVersion
+) -> None:
+    context = foreign() if kind == "foreign" else self_signed(shared)
+    context.maximum_version = version
+
+    def ask() -> None:
+        with Wire(shared, context=context) as wire:
+            wire.ask("POST", "simpleenroll", body=csr())
+
+    with pytest.raises((ssl.SSLError, ConnectionError)):
+        ask()
+
+
+@pytest.mark.row("EST-021", "EST-096")
+def test_a_certificate_of_our_issuer_that_no_row_knows_is_refused_in_words(shared: Live) -> None:
+    """As a stolen CA key would make: identity is the row of exactly that certificate."""
+    issuer = shared.core.issuers["issuing"]
+    key, now = new_key(), shared.clock.now()
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "printer-17")]))
+        .issuer_name(issuer.certificate.subject)
+        .public_key(key.public_key())
+        .serial_number(4711)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(
+            x509.ExtendedKeyUsage(
+                [ExtendedKeyUsageOID.CLIENT_AUTH, x509.ObjectIdentifier("1.3.6.1.5.5.7.3.28")]
+            ),
+            critical=False,
+        )
+        .sign(issuer._key, hashes.SHA256())
+    )
+    answer = renewed(shared, Holder(key, certificate))
+    assert answer.status == 403
+    assert b"was not issued here" in answer.body
+
+
+@pytest.mark.row("EST-022")
+def test_a_certificate_that_is_not_valid_yet_is_refused_in_words(live: Live) -> None:
+    holder = live.enroll(live.invite("device"))
+    live.clock.advance(timedelta(days=-2))
+    for path in ("simplereenroll", "simpleenroll"):
+        answer = renewed(live, holder, path=path)
+        assert answer.status == 403
+        assert b"not valid before" in answer.body
+
+
+@pytest.mark.row("EST-024", "EST-136")
+def test_a_truly_expired_certificate_reaches_the_application_and_gets_a_sentence(
+    live: Live,
+) -> None:
+    live.clock.advance(timedelta(days=-400))
+    holder = live.enroll(live.invite("device"))
+    live.clock.advance(timedelta(days=400))
+    for path in ("simplereenroll", "simpleenroll"):
+        answer = renewed(live, holder, path=path)
+        assert answer.status == 403
+        expired = f"expired on {holder.certificate.not_valid_after_utc:%Y-%m-%d}"
+        assert expired.encode() in answer.body
+        assert b"ask the administrator for a new PIN" in answer.body
+
+
+@pytest.mark.row("EST-025")
+def test_a_certificate_without_client_auth_cannot_be_shown_in_tls(
+    make_live: Callable[[str], Live],
+) -> None:
+    live = make_live(profile("gateway", usage="serverAuth"))
+    holder = live.enroll(live.invite("gateway", device_id="gw1"))
+    with pytest.raises((ssl.SSLError, ConnectionError)):
+        renewed(live, holder)
+
+
+@pytest.mark.row("EST-026", "EST-135")
+@pytest.mark.parametrize("path", ["simpleenroll", "simplereenroll"])
+def test_a_revoked_certificate_gets_nothing(live: Live, path: str) -> None:
+    handover = live.invite("device")
+    holder = live.enroll(handover)
+    record = issued(live, handover)[0]
+    live.core.ra.revoke(
+        record.enrollment,
+        reason=RevocationReason.KEY_COMPROMISE,
+        comment=None,
+        by="test",
+        origin=ORIGIN,
+    )
+    answer = renewed(live, holder, path=path)
+    assert answer.status == 403
+    assert b"is revoked" in answer.body
+    assert len(issued(live, handover)) == 1
+
+
+@pytest.mark.row("EST-027", "EST-028")
+def test_a_resumed_session_keeps_its_identity_and_is_judged_anew(live: Live) -> None:
+    handover = live.invite("device")
+    holder = live.enroll(handover)
+    context = tls12(live, holder)
+    names = {"subject": holder.certificate.subject}
+    with Wire(live, context=context) as wire:
+        assert wire.ask("GET", "cacerts").status == 200
+        session = wire.bye()
+    with Wire(live, context=context, session=session) as wire:
+        assert wire.sock.session_reused
+        assert wire.ask("POST", "simplereenroll", body=csr(**names)).status == 200
+        session = wire.bye()
+    live.core.ra.revoke(
+        issued(live, handover)[-1].enrollment,
+        reason=RevocationReason.SUPERSEDED,
+        comment=None,
+        by="test",
+        origin=ORIGIN,
+    )
+    with Wire(live, context=context, session=session) as wire:
+        assert wire.sock.session_reused
+        answer = wire.ask("POST", "simplereenroll", body=csr(**names))
+        assert answer.status == 403
+        assert b"is revoked" in answer.body
+
+
+@pytest.mark.row("EST-029")
+def test_a_client_cannot_renegotiate(shared: Live) -> None:
+    done = s_client(shared, "-tls1_2", send=b"R\n")
+    assert b"RENEGOTIATING" in done.stdout + done.stderr
+    assert b"no renegotiation" in done.stderr
+
+
+@pytest.mark.row("EST-030")
+def test_trusted_ca_keys_does_not_break_the_handshake(shared: Live) -> None:
+    for version in ("-tls1_2", "-tls1_3"):
+        assert b"New, TLSv1." in s_client(shared, version, "-serverinfo", "3").stdout
+
+
+@pytest.mark.row("EST-032")
+@pytest.mark.parametrize(
+    "header", ["Client-Cert", "X-SSL-Client-Cert", "X-Client-Cert", "SSL-Client-Cert"]
+)
+def test_a_certificate_in_a_header_means_nothing_on_the_direct_listener(
+    live: Live, header: str
+) -> None:
+    holder = live.enroll(live.invite("device"))
+    der = base64.b64encode(holder.certificate.public_bytes(Encoding.DER)).decode()
+    for value in (f":{der}:", der):
+        answer = post(live, csr(), headers={header: value})
+        assert answer.status == 401
+        answer = post(live, csr(), path="simplereenroll", headers={header: value})
+        assert answer.status == 403
+
+
+# -- N: clients ----------------------------------------------------------------------------------
+
+
+@pytest.mark.row("EST-197", "EST-198")
+def test_the_documented_curl_and_openssl_lines_work(live: Live, tmp_path: Path) -> None:
+    handover = live.invite("device")
+    assert handover.pin is not None
+    pin = f"{handover.invitation.number}:{handover.pin.reveal()}"
+    url = f"https://localhost:{live.port('devices')}{EST}"
+    script = f"""
+set -eu
+cd {tmp_path}
+curl -sS --fail --cacert {live.root} {url}/cacerts | openssl base64 -d -A \
+    | openssl pkcs7 -inform DER -print_certs -out ca.pem
+openssl ecparam -name prime256v1 -genkey -noout -out key.pem
+openssl req -new -key key.pem -subj /CN=printer-17 -outform DER | openssl base64 -A > csr.b64
+curl -sS --fail --cacert {live.root} -u "$PIN" -H "Content-Type: application/pkcs10" \
+    --data-binary @csr.b64 {url}/simpleenroll | tee answer.b64 | openssl base64 -d -A \
+    | openssl pkcs7 -inform DER -print_certs -out cert.pem
+openssl verify -CAfile {live.root} -untrusted ca.pem cert.pem
+"""
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", script],
+        capture_output=True,
+        env={"PIN": pin, "PATH": "/usr/bin:/bin"},
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"cert.pem: OK" in done.stdout
+    assert (tmp_path / "answer.b64").read_bytes().endswith(b"\n")
+    stored = issued(live, handover)
+    pem = x509.load_pem_x509_certificate((tmp_path / "cert.pem").read_bytes())
+    assert stored[0].serial_hex == f"{pem.serial_number:x}"
+    assert isinstance(pem.public_key(), ec.EllipticCurvePublicKey)
+
+
+@pytest.mark.row("EST-202")
+def test_metrics_count_by_operation_label_and_outcome_without_identities(live: Live) -> None:
+    handover = live.invite("device")
+    assert post(live, csr(), path="device/simpleenroll", by=handover).status == 200
+    assert post(live, csr(), path="device/simpleenroll", by=handover).status == 401
+    assert get(live, "made-up-label/cacerts").status == 404
+    metrics = live.request("GET", "/metrics", listener="management").body.decode()
+    for outcome in ("ok", "already-issued"):
+        wanted = (
+            'estserver_requests_total{label="device",operation="simpleenroll",'
+            f'outcome="{outcome}",via="est"}}'
+        )
+        assert wanted in metrics
+    assert handover.invitation.number not in metrics
+    assert "made-up-label" not in metrics
