@@ -23,7 +23,6 @@ from estserver.cli_output import (
     print_rows,
 )
 from estserver.errors import Conflict, NotFound
-from estserver.mail import PostOffice
 from estserver.model import (
     CertificateRecord,
     CertificateState,
@@ -73,19 +72,9 @@ def _collect(
 # -- mail ------------------------------------------------------------------------------------------
 
 
-def post_office(core: Core) -> PostOffice:
-    """Return the instance's post office. Raises ConfigurationError."""
-
-    def url_of(invitation: Invitation) -> str | None:
-        token = core.invitations.url_token(invitation)
-        return None if token is None else f"{core.settings.listeners.web.url}/e/{token.reveal()}"
-
-    return PostOffice.open(core.settings, core.store, core.profiles, url_of)
-
-
 def mail_out(core: Core, invitation: Invitation) -> None:
     """Say what becomes of the mail just queued: the server sends it, or the person does."""
-    office = post_office(core)
+    office = core.post_office()
     waiting = core.store.read(
         lambda tx: [
             letter

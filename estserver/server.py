@@ -14,7 +14,6 @@ from pathlib import Path
 
 import structlog
 from aiohttp import web
-from aiohttp.typedefs import Handler
 from cryptography import x509
 
 from estserver import failpoints, logs
@@ -22,39 +21,37 @@ from estserver.authentication import Authenticator
 from estserver.ca.issuer import Issuer, StatusURLs
 from estserver.ca.keys import load_key, read_secret
 from estserver.config import Listener, Settings
-from estserver.errors import ConfigurationError
+from estserver.errors import ConfigurationError, Error
 from estserver.invitations import Invitations
 from estserver.keyring import Keyring
 from estserver.listeners import listen, load_certificate, tls_context
+from estserver.mail.post import PostOffice
 from estserver.management import Management
-from estserver.model import Clock, Origin
+from estserver.model import Clock, Invitation, Origin
 from estserver.own_certificates import OwnCertificates, internal_profiles
 from estserver.profiles import Profile
 from estserver.protocols import EnrollmentProtocol, Services
+from estserver.protocols.est import ESTProtocol
+from estserver.protocols.status import StatusProtocol
 from estserver.ra import RegistrationAuthority
 from estserver.status import StatusAuthority
 from estserver.store import Store, registrations, require_current
+from estserver.web.renewal import RenewalProtocol
+from estserver.web.wizard import WebProtocol
 
 log = structlog.get_logger("estserver.server")
 
-# INTERIM (lead removes it once all doors exist): doors not written yet are left out.
-import importlib, importlib.util
-
-PROTOCOLS = [Management]
-for _m, _c in (
-    ("estserver.web.wizard", "WebProtocol"),
-    ("estserver.protocols.est", "ESTProtocol"),
-    ("estserver.web.renewal", "RenewalProtocol"),
-    ("estserver.protocols.status", "StatusProtocol"),
-):
-    try:
-        if importlib.util.find_spec(_m):
-            PROTOCOLS.append(getattr(importlib.import_module(_m), _c))
-    except (ImportError, AttributeError, SyntaxError) as _e:
-        print("INTERIM: door left out", _m, _e)
+PROTOCOLS: Sequence[Callable[[Services], EnrollmentProtocol]] = (
+    WebProtocol,
+    ESTProtocol,
+    RenewalProtocol,
+    StatusProtocol,
+    Management,
+)
 _ASKS_FOR_CERTIFICATES = frozenset({"est", "renewal"})
 _PLAIN = frozenset({"status", "management"})
 _THREADS = 32
+_MAIL_SECONDS = 5
 _ORIGIN = Origin("background", "server")
 
 
@@ -81,6 +78,15 @@ class Core:
     authenticator: Authenticator
     ra: RegistrationAuthority
     status: StatusAuthority
+
+    def retrieval_url(self, invitation: Invitation) -> str | None:
+        """Return the secret URL of an invitation, or None where the web door is shut."""
+        token = self.invitations.url_token(invitation)
+        return None if token is None else f"{self.settings.listeners.web.url}/e/{token.reveal()}"
+
+    def post_office(self) -> PostOffice:
+        """Return what sends this instance's mail. Raises ConfigurationError."""
+        return PostOffice.open(self.settings, self.store, self.profiles, self.retrieval_url)
 
     def close(self) -> None:
         """Finish what is being written and let go of the database."""
@@ -188,6 +194,7 @@ class Server:
             status=core.status,
             executor=self._executor,
         )
+        self._office = core.post_office()
         self._contexts: list[tuple[ssl.SSLContext, Listener]] = []
         self._runners: list[web.AppRunner] = []
         self._sockets: list[asyncio.Server] = []
@@ -200,9 +207,6 @@ class Server:
         doors = {door.name: door for door in (make(self.services) for make in PROTOCOLS)}
         for name in ("web", "devices", "status", "management"):
             listener: Listener = getattr(self._core.settings.listeners, name)
-            listener = listener.model_copy(
-                update={"serves": tuple(d for d in listener.serves if d in doors)}
-            )  # INTERIM
             if unknown := set(listener.serves) - doors.keys():
                 raise ConfigurationError(
                     f"listeners.{name}.serves: unknown: {', '.join(sorted(unknown))}"
@@ -218,6 +222,8 @@ class Server:
                 _every(2, "crl.publish", self._core.status.publish_due, self.services)
             ),
         ]
+        if self._office.sends:
+            self._tasks.append(asyncio.create_task(self._deliver_mail()))
         log.info("server.started", path=str(self._core.settings.directory), status=self.ports)
 
     def _prepare(self) -> None:
@@ -240,6 +246,15 @@ class Server:
                 load_certificate(context, before.path, self._passphrase)
         horizon = self._core.clock.now() - timedelta(days=1)
         self._core.store.write(lambda tx: registrations.forget_attempts(tx, older_than=horizon))
+
+    async def _deliver_mail(self) -> None:
+        """Drain the outbox every few seconds for as long as the server runs."""
+        while True:
+            await asyncio.sleep(_MAIL_SECONDS)
+            try:
+                await self._office.deliver_due()
+            except Error as error:
+                log.warning("mail.delayed", error=error.detail)
 
     async def _listen(
         self, name: str, listener: Listener, doors: Sequence[EnrollmentProtocol]
@@ -300,8 +315,9 @@ async def _every(
             await services.run(function)
         except asyncio.CancelledError:
             raise
-        except Exception as error:  # noqa: BLE001 - a background task must outlive its failures
-            log.error("background.failed", operation=name, exc_info=error)
+        except Exception:
+            # A background task must outlive its failures.
+            log.exception("background.failed", operation=name)
 
 
 async def serve(settings: Settings, *, clock: Clock | None = None) -> None:
