@@ -18,6 +18,7 @@ from estserver.cli_output import (
     handover_row,
     hint,
     print_handover,
+    print_instance,
     print_json,
 )
 from estserver.cli_records import certificates, enrollments, invitations, mail_out
@@ -105,15 +106,18 @@ def init(  # noqa: PLR0913 - one argument an option
         bind=bind,
     )
     instance = ceremony.create_instance(directory, SystemClock(), options, by=operator.by)
-    listeners = config.load(instance.configuration).listeners
-    click.echo(f"Configuration     {instance.configuration}")
-    click.echo(f"Root certificate  {directory / 'ca/root.crt'}")
-    click.echo(f"Root SHA-256      {instance.fingerprint}")
-    click.echo(f"Web pages         {listeners.web.url}")
-    click.echo(f"EST, renewal      {listeners.devices.url}")
-    click.echo(f"CRL, OCSP         {listeners.status.url}")
+    print_instance(instance.configuration, config.load(instance.configuration), as_json=False)
     hint(f"\nKeep {directory / 'ca/root.key'} off this machine: no daily work needs it.")
     hint(f"Next: estserver --config {instance.configuration} serve")
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.pass_obj
+def info(operator: Operator, *, as_json: bool) -> None:
+    """Show where the instance is, its root's fingerprint and its URLs."""
+    configuration = config.find(operator.configuration, os.environ)
+    print_instance(configuration, config.load(configuration), as_json=as_json)
 
 
 @main.command()

@@ -12,11 +12,14 @@ from datetime import datetime
 from pathlib import Path
 
 import click
+from cryptography import x509
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from estserver.ca.ceremony import fingerprint
 from estserver.config import Settings
+from estserver.errors import ConfigurationError
 from estserver.invitations import Handover
 from estserver.model import (
     CertificateRecord,
@@ -107,6 +110,32 @@ def _cell(value: object) -> str:
     if len(text) == len("2026-01-01T00:00:00Z") and text.endswith("Z") and text[10] == "T":
         return shown(datetime.fromisoformat(text))
     return text
+
+
+def print_instance(configuration: Path, settings: Settings, *, as_json: bool) -> None:
+    """Print what people need to reach an instance and to trust it.
+
+    Raises ConfigurationError: the root certificate cannot be read.
+    """
+    root = root_file(settings)
+    listeners = settings.listeners
+    row = {
+        "configuration": str(configuration),
+        "root_certificate": str(root),
+        "root_sha256": _root_fingerprint(root),
+        "web": listeners.web.url,
+        "devices": listeners.devices.url,
+        "status": listeners.status.url,
+        "management": listeners.management.url,
+    }
+    print_fields(row, as_json=as_json)
+
+
+def _root_fingerprint(path: Path) -> str:
+    try:
+        return fingerprint(x509.load_pem_x509_certificates(path.read_bytes())[-1])
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{path}: cannot be read as a PEM certificate") from error
 
 
 # -- things as JSON objects -----------------------------------------------------------------------
@@ -243,6 +272,8 @@ def print_handover(settings: Settings, handover: Handover) -> None:
         click.echo(f"  URL        {url}")
         click.echo(f"  PIN        {access}")
         click.echo("  Hand over the PIN yourself: whoever has only one of the two gets nothing.")
+    if invitation.doors == {Door.ACME}:
+        hint("Its only door is ACME, which this release does not serve yet.")
     if Door.EST in invitation.doors:
         click.echo("\nOver EST")
         click.echo(f"  URL        {_est_url(settings, invitation)}")

@@ -3,7 +3,7 @@
 import re
 import tomllib
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from pydantic import BaseModel
@@ -15,7 +15,7 @@ from estserver.errors import ConfigurationError
 REFERENCE = Path(__file__).parent.parent / "conf/estserver.toml"
 _HEADING = re.compile(r"\[([a-z.]+)\]")
 _KEY = re.compile(r"(?P<comment># )?(?P<key>[a-z_0-9]+) = (?P<value>.+)")
-_TABLES_OF_TABLES = {"issuers": IssuerSettings, "profiles": ProfileSettings}
+_TABLES_OF_TABLES: dict[str, type[BaseModel]] = {"issuers": IssuerSettings, "profiles": ProfileSettings}
 
 
 def _lines() -> list[str]:
@@ -45,7 +45,7 @@ def _keys(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
             example = {"issuers": "issuing", "profiles": "person"}[name]
             found |= _keys(_TABLES_OF_TABLES[name], f"{prefix}{name}.{example}.")
         elif isinstance(kind, type) and issubclass(kind, BaseModel):
-            found |= _keys(cast("type[BaseModel]", kind), f"{prefix}{name}.")
+            found |= _keys(kind, f"{prefix}{name}.")
         else:
             found[prefix + name] = field.get_default(call_default_factory=True)
     return found
