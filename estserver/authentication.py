@@ -143,11 +143,19 @@ class Authenticator:
         now = self._clock.now()
         profile = self._profiles[invitation.profile]
         if newest is None or newest.state_at(now) is not CertificateState.VALID:
-            raise Conflict("there is no valid certificate to replace")
+            raise Conflict(
+                "there is no valid certificate to replace", values={"reason": "no-certificate"}
+            )
         if invitation.replaced:
-            raise Conflict("the certificate was replaced once already: ask the administrator")
+            raise Conflict(
+                "the certificate was replaced once already: ask the administrator",
+                values={"reason": "replaced"},
+            )
         if now - newest.created_at > profile.settings.replacement:
-            raise Conflict("the time for replacing it yourself is over: ask the administrator")
+            raise Conflict(
+                "the time for replacing it yourself is over: ask the administrator",
+                values={"reason": "too-late"},
+            )
         return Entitlement(
             applicant=Applicant("invitation", invitation.number),
             profile=invitation.profile,
@@ -170,7 +178,7 @@ class Authenticator:
             profile=invitation.profile,
             grant=self._profiles[invitation.profile].grant(invitation),
             approved=True,
-            authority=Renewal(newest.enrollment, invitation.number, spends_pin=True),
+            authority=Renewal(newest.enrollment, invitation.number, spends_pin=True, shown=False),
         )
 
     def holder(self, credential: CertificateCredential) -> CertificateRecord:

@@ -194,11 +194,13 @@ class Renewal:
     """The right to renew one exact certificate; `renews` is its enrollment id.
 
     `spends_pin`: the invitation's renewal PIN was shown and is used up by the issuance.
+    `shown`: the certificate itself was shown, and must still stand when the intent is committed.
     """
 
     renews: str
     invitation: str | None
     spends_pin: bool = False
+    shown: bool = True
 
     @property
     def key(self) -> str:

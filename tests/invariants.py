@@ -71,7 +71,7 @@ def _units_are_kept(tx: Transaction) -> Iterator[str]:
         .where(
             enrollments.c.authority_key.like("invitation:%"),
             enrollments.c.renews.is_(None),
-            certificates.c.state != "abandoned",
+            enrollments.c.state != "abandoned",
         )
         .group_by(enrollments.c.authority_key)
     )

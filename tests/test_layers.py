@@ -14,7 +14,7 @@ ROOMS = (
     ("profiles",),
     ("ca", "store", "mail"),
     ("invitations",),
-    ("authentication",),
+    ("authentication", "intents"),
     ("ra", "status"),
     ("own_certificates",),
     ("http",),

@@ -122,6 +122,16 @@ def enrollments_of(tx: Transaction, authority_key: str, spki_sha256: bytes) -> l
     return [_enrollment(row) for row in tx.connection.execute(query)]
 
 
+def enrollments_for_key(tx: Transaction, number: str, spki_sha256: bytes) -> list[Enrollment]:
+    """List every enrollment of one key under an invitation, newest first."""
+    query = (
+        sa.select(enrollments)
+        .where(enrollments.c.invitation == number, enrollments.c.spki_sha256 == spki_sha256)
+        .order_by(enrollments.c.id.desc())
+    )
+    return [_enrollment(row) for row in tx.connection.execute(query)]
+
+
 def invitation_enrollments(tx: Transaction, number: str) -> list[Enrollment]:
     """List all enrollments under an invitation, newest first."""
     query = (
@@ -226,30 +236,35 @@ def intent(tx: Transaction, identifier: str) -> Draft | None:
 
 
 def put_certificate(tx: Transaction, identifier: str, der: bytes, sha256: bytes) -> bool:
-    """Store the signed certificate unless one is stored already; False if one is.
+    """Store the signed certificate; False if one is stored already or the intent was given up.
 
     ECDSA signatures differ from one signing to the next: only the stored one may ever leave.
     """
     stored = tx.change(
-        sa.update(certificate_bytes)
-        .where(certificate_bytes.c.enrollment == identifier, certificate_bytes.c.der.is_(None))
-        .values(der=der)
+        sa.update(certificates)
+        .where(
+            certificates.c.enrollment == identifier,
+            certificates.c.sha256.is_(None),
+            # What was given up stays so, even if its signature turns up after all.
+            certificates.c.state != CertificateState.ABANDONED.value,
+        )
+        .values(
+            sha256=sha256,
+            # A certificate revoked between intent and signature stays revoked.
+            state=sa.case(
+                (
+                    certificates.c.state == CertificateState.ISSUING.value,
+                    CertificateState.VALID.value,
+                ),
+                else_=certificates.c.state,
+            ),
+        )
     )
     if stored:
-        # A certificate revoked between intent and signature stays revoked.
         tx.change(
-            sa.update(certificates)
-            .where(certificates.c.enrollment == identifier)
-            .values(
-                sha256=sha256,
-                state=sa.case(
-                    (
-                        certificates.c.state == CertificateState.ISSUING.value,
-                        CertificateState.VALID.value,
-                    ),
-                    else_=certificates.c.state,
-                ),
-            )
+            sa.update(certificate_bytes)
+            .where(certificate_bytes.c.enrollment == identifier)
+            .values(der=der)
         )
         tx.change(
             sa.update(enrollments)
@@ -288,9 +303,13 @@ def der(tx: Transaction, identifier: str) -> bytes | None:
     return None if value is None else bytes(value)
 
 
-def certificate(tx: Transaction, identifier: str) -> CertificateRecord | None:
-    """Find a certificate by its enrollment id."""
-    return _one(tx, certificates.c.enrollment == identifier)
+def certificate(
+    tx: Transaction, identifier: str, *, hold: bool = False
+) -> CertificateRecord | None:
+    """Find a certificate by its enrollment id; `hold` keeps it as it is until the commit."""
+    query = sa.select(certificates).where(certificates.c.enrollment == identifier)
+    row = tx.connection.execute(query.with_for_update(read=True) if hold else query).one_or_none()
+    return None if row is None else _record(row)
 
 
 def by_sha256(tx: Transaction, digest: bytes) -> CertificateRecord | None:

@@ -102,11 +102,10 @@ def add(
     )
 
 
-def get(tx: Transaction, number: str) -> Invitation | None:
-    """Find an invitation by its number."""
-    row = tx.connection.execute(
-        sa.select(invitations).where(invitations.c.number == number)
-    ).one_or_none()
+def get(tx: Transaction, number: str, *, hold: bool = False) -> Invitation | None:
+    """Find an invitation by its number; `hold` keeps it as it is until the commit."""
+    query = sa.select(invitations).where(invitations.c.number == number)
+    row = tx.connection.execute(query.with_for_update(read=True) if hold else query).one_or_none()
     return None if row is None else _invitation(row)
 
 
@@ -243,6 +242,11 @@ def return_unit(tx: Transaction, number: str) -> None:
         .where(invitations.c.number == number, invitations.c.units_used > 0)
         .values(units_used=invitations.c.units_used - 1)
     )
+
+
+def return_replacement(tx: Transaction, number: str) -> None:
+    """Give back the self-service replacement that led to nothing."""
+    tx.change(sa.update(invitations).where(invitations.c.number == number).values(replaced=False))
 
 
 def count_pin_failure(tx: Transaction, number: str, *, dead_at: int) -> int:

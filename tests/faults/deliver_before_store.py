@@ -5,11 +5,10 @@ Proves that the fault tests can fail. Storing happens in a thread a moment after
 
 import threading
 
+from estserver import intents
 from estserver.cli import main
 from estserver.model import Draft, Issued, Origin
 from estserver.ra import RegistrationAuthority
-
-_correct = RegistrationAuthority._put
 
 
 def _deliver_first(
@@ -17,7 +16,7 @@ def _deliver_first(
 ) -> Issued:
     der = self._issuers[draft.issuer].sign(draft)
     threading.Timer(
-        0.5, lambda: self._store.write(lambda tx: _correct(self, tx, identifier, der, origin))
+        0.5, lambda: self._store.write(lambda tx: intents.put(tx, identifier, der, origin))
     ).start()
     return Issued(identifier, der, repeated=False)
 
