@@ -652,7 +652,7 @@ def mutants(seed: bytes, count: int, dice: random.Random) -> Iterator[bytes]:
         yield bytes(mutant)
 
 
-@pytest.mark.row("INC-09")
+@pytest.mark.row("INC-9")
 def test_two_thousand_mutations_never_raise_and_never_make_good_of_another_serial(
     answering: House,
 ) -> None:

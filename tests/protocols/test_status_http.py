@@ -278,7 +278,7 @@ async def test_another_content_type_or_encoding_is_415_with_a_sentence(
     assert b"send " in answer.body
 
 
-@pytest.mark.row("INC-09")
+@pytest.mark.row("INC-9")
 async def test_mutated_requests_never_cause_a_server_error(site: Site) -> None:
     certificate, _ = await site.issue("host")
     asked = question(certificate, site.house.certificate(), nonce=bytes(16))
