@@ -184,13 +184,13 @@ def attribute(oid: str, *values: bytes) -> bytes:
     return tlv(0x30, asn1.encode_der(x509.ObjectIdentifier(oid)), tlv(0x31, *sorted(values)))
 
 
-def extension_request(*extensions: tuple[str, bytes]) -> bytes:
+def extension_request(*extensions: tuple[str, bytes], oid: str = EXTENSION_REQUEST) -> bytes:
     """Encode an extensionRequest of (OID, DER value) pairs."""
     encoded = [
-        tlv(0x30, asn1.encode_der(x509.ObjectIdentifier(oid)), tlv(0x04, value))
-        for oid, value in extensions
+        tlv(0x30, asn1.encode_der(x509.ObjectIdentifier(extension)), tlv(0x04, value))
+        for extension, value in extensions
     ]
-    return attribute(EXTENSION_REQUEST, tlv(0x30, *encoded))
+    return attribute(oid, tlv(0x30, *encoded))
 
 
 def san(*names: x509.GeneralName) -> bytes:
@@ -213,15 +213,16 @@ def raw_csr(
     *attributes: bytes,
     subject: x509.Name | None = None,
     key: ec.EllipticCurvePrivateKey | None = None,
+    spki: bytes | None = None,
 ) -> bytes:
-    """Build and sign a PKCS#10 of any attributes; base64."""
+    """Build and sign a PKCS#10 of any attributes and any public key; base64."""
     key = key or new_key()
-    spki = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    own = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     info = tlv(
         0x30,
         b"\x02\x01\x00",
         (subject or x509.Name([])).public_bytes(),
-        spki,
+        spki or own,
         tlv(0xA0, *sorted(attributes, key=lambda der: der.ljust(70000, b"\0"))),
     )
     algorithm = tlv(0x30, asn1.encode_der(x509.ObjectIdentifier("1.2.840.10045.4.3.2")))
