@@ -1,0 +1,1 @@
+"""Pages for people: the enrollment wizard, renewal, and what explains them."""

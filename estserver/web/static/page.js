@@ -1,0 +1,56 @@
+/** The entry: does for the page what its data says. Pages without data need no script. */
+
+import { isMistyped } from './pin.js';
+import { startIssue } from './issue.js';
+import { watchSession } from './session.js';
+import { startTake } from './take.js';
+import { clearErrors, pageData, showProblem } from './ui.js';
+import { startWaiting } from './waiting.js';
+
+/** The server says days in UTC; the reader lives in a zone of their own. @param {ParentNode} root */
+function localizeTimes(root) {
+  const format = new Intl.DateTimeFormat(document.documentElement.lang, {
+    dateStyle: 'long',
+    timeStyle: 'short',
+  });
+  for (const time of root.querySelectorAll('time')) {
+    time.textContent = format.format(new Date(time.dateTime));
+  }
+}
+
+/** @param {HTMLElement} main */
+function startPIN(main) {
+  const form = main.querySelector('#pin-form');
+  form.addEventListener('submit', (event) => {
+    const field = form.elements.pin;
+    clearErrors(main);
+    if (isMistyped(field.value)) {
+      event.preventDefault();
+      showProblem(main, field, 'mistyped-pin');
+    }
+  });
+}
+
+/** @param {{document: Document, url: string}} page @param {object} [chosen] */
+function goOn(page, chosen) {
+  const next = document.adoptNode(page.document.querySelector('main'));
+  document.querySelector('main').replaceWith(next);
+  document.title = page.document.title;
+  history.replaceState(null, '', page.url);
+  next.querySelector('h1').focus();
+  scrollTo(0, 0);
+  start(next, chosen);
+}
+
+/** @param {HTMLElement} main @param {object} [chosen] */
+function start(main, chosen) {
+  localizeTimes(main);
+  watchSession(main);
+  const { kind } = pageData(main);
+  if (kind === 'pin') startPIN(main);
+  else if (kind === 'issue') startIssue(main, goOn);
+  else if (kind === 'wait') startWaiting(main, goOn);
+  else if (kind === 'take') startTake(main, chosen);
+}
+
+start(document.querySelector('main'));
