@@ -21,7 +21,12 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from estserver.errors import ConfigurationError
 from estserver.model import Door, KeyType, Language, RenewalAuth
@@ -30,10 +35,15 @@ SEARCH_PATH = (Path("estserver.toml"), Path("/etc/estserver/estserver.toml"))
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,63}")
 RESERVED_LABELS = frozenset(
-    "cacerts simpleenroll simplereenroll fullcmc serverkeygen csrattrs renewal-info "
-    # RFC 8295 and the lightweight operations draft: a label must never shadow an operation.
-    "pal eecerts crls symmetrickeys firmware tamp "
-    "ucacert ucacerts ucrl usimpleenroll usimplereenroll ucsrattrs".split()
+    {
+        *("cacerts", "simpleenroll", "simplereenroll", "fullcmc", "serverkeygen", "csrattrs"),
+        # Extensions and drafts: a label must never shadow an operation that may come.
+        "renewal-info",
+        # RFC 8295
+        *("pal", "eecerts", "crls", "symmetrickeys", "firmware", "tamp"),
+        # the lightweight operations draft
+        *("ucacert", "ucacerts", "ucrl", "usimpleenroll", "usimplereenroll", "ucsrattrs"),
+    }
 )
 
 
@@ -121,7 +131,10 @@ class Listeners(_Section):
         if not isinstance(data, Mapping):
             return data
         return {
-            name: {**cls.model_fields[name].get_default(call_default_factory=True).model_dump(), **t}
+            name: {
+                **cls.model_fields[name].get_default(call_default_factory=True).model_dump(),
+                **t,
+            }
             if name in cls.model_fields and isinstance(t, Mapping)
             else t
             for name, t in data.items()
@@ -355,7 +368,9 @@ class Settings(BaseSettings):
         if not isinstance(value, Mapping):
             return value
         given = {
-            name: {**SHIPPED_PROFILES.get(name, {}), **table} if isinstance(table, Mapping) else table
+            name: {**SHIPPED_PROFILES.get(name, {}), **table}
+            if isinstance(table, Mapping)
+            else table
             for name, table in value.items()
         }
         return {**SHIPPED_PROFILES, **given}
@@ -367,7 +382,7 @@ class Settings(BaseSettings):
                 # RFC 7030 §3.2.2: a label must not equal an operation's path segment.
                 raise ValueError(f"profiles.{name}: an EST label may not be called that")
             if self.issuers and profile.issuer not in self.issuers:
-                raise ValueError(f"profiles.{name}.issuer: there is no issuer {profile.issuer}")
+                raise ValueError(f"profiles.{name}.issuer: there is no such issuer")
             if not set(profile.default_doors) <= set(profile.doors):
                 raise ValueError(f"profiles.{name}.default_doors: not all of them are in doors")
         if self.est.default_profile not in self.profiles:
@@ -418,8 +433,9 @@ def load(path: Path) -> Settings:
         raise ConfigurationError(f"{path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path}: not TOML: {error}") from error
-    if "directory" in data:
-        raise ConfigurationError(f"{path}: directory: unknown key")
+    # Checked here because the settings class has arguments of its own, such as _env_file.
+    if unknown := data.keys() - Settings.model_fields.keys() | data.keys() & {"directory"}:
+        raise ConfigurationError(f"{path}: {', '.join(sorted(unknown))}: unknown key")
     try:
         return Settings(**data, directory=path.resolve().parent)
     except ValidationError as error:
@@ -429,9 +445,9 @@ def load(path: Path) -> Settings:
             for item in error.errors(include_input=False, include_url=False)
         ]
         raise ConfigurationError(f"{path}: " + "; ".join(lines)) from None
-    except Exception as error:
-        # pydantic-settings raises its own kind for an environment value that is not JSON.
-        raise ConfigurationError(f"{path}: {type(error).__name__} in the environment") from None
+    except SettingsError:
+        # An environment value that should be JSON and is not; its text would quote the value.
+        raise ConfigurationError(f"{path}: a variable ESTSERVER_… is not JSON") from None
 
 
 def _say(item: Any) -> str:

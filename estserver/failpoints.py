@@ -4,6 +4,7 @@ Nothing is armed outside `serve --test-mode`; then `reach` costs one dictionary 
 """
 
 import os
+import re
 import signal
 import threading
 import time
@@ -34,14 +35,14 @@ def arm(text: str) -> None:
     name, _, rest = text.partition(":")
     count, _, rest = rest.partition(":")
     action, _, seconds = rest.partition(":")
-    if name not in NAMES or action not in {"kill", "raise", "sleep"} or not count.isdigit():
+    wrong = name not in NAMES or action not in {"kill", "raise", "sleep"}
+    if wrong or not re.fullmatch(r"[1-9][0-9]{0,8}", count):
         raise ConfigurationError(
             f"ESTSERVER_FAILPOINT: not NAME:N:kill|raise|sleep[:SECONDS] with NAME one of {NAMES}"
         )
-    try:
-        _armed[name] = _Failpoint(int(count), action, float(seconds or 1))
-    except ValueError as error:
-        raise ConfigurationError("ESTSERVER_FAILPOINT: seconds must be a number") from error
+    if not re.fullmatch(r"([0-9]{1,6}(\.[0-9]{1,6})?)?", seconds, re.ASCII):
+        raise ConfigurationError("ESTSERVER_FAILPOINT: seconds must be a number")
+    _armed[name] = _Failpoint(int(count), action, float(seconds or 1))
 
 
 def disarm() -> None:

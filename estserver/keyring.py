@@ -1,7 +1,6 @@
 """Purpose-bound keys from the one master secret that is kept outside the database."""
 
 import base64
-import binascii
 import hashlib
 import hmac
 import secrets
@@ -28,10 +27,10 @@ class Keyring:
     def __init__(self, master: Secret) -> None:
         """Raises ConfigurationError: the master secret is shorter than 256 bits."""
         try:
-            text = master.reveal()
-            self._master = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
-        except binascii.Error as error:
-            raise ConfigurationError("the master secret is not base64url") from error
+            self._master = _decode(master.reveal())
+        except ValueError:
+            # Without its cause, which may quote the secret.
+            raise ConfigurationError("the master secret is not base64url") from None
         if len(self._master) < _MASTER_BYTES:
             raise ConfigurationError("the master secret is shorter than 256 bits")
 
@@ -53,7 +52,12 @@ class Keyring:
     def unseal(self, purpose: str, text: str) -> bytes:
         """Undo `seal`. Raises BadInput: not sealed by this keyring for this purpose."""
         try:
-            raw = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+            raw = _decode(text)
             return AESGCM(self.derive(purpose)).decrypt(raw[:12], raw[12:], purpose.encode())
         except (ValueError, InvalidTag) as error:
             raise BadInput("the sealed value is not ours") from error
+
+
+def _decode(text: str) -> bytes:
+    """Read base64url without padding; raises ValueError where the library would skip symbols."""
+    return base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)

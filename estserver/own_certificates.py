@@ -17,9 +17,10 @@ from cryptography.x509.oid import NameOID
 from estserver.ca.keys import PrivateKey, encrypt_key, generate_key, load_key, write_private
 from estserver.config import ProfileSettings, Settings
 from estserver.csr import read_csr
-from estserver.errors import ConfigurationError, Fault
+from estserver.errors import ConfigurationError, Fault, NotFound
 from estserver.model import (
     Applicant,
+    CertificateState,
     Clock,
     Door,
     Entitlement,
@@ -120,13 +121,17 @@ class OwnCertificates:
             own = self._load(path)
             life = own.certificate.not_valid_after_utc - own.certificate.not_valid_before_utc
             half = own.certificate.not_valid_before_utc + life / 2
-            if self._clock.now() < half and self._covers(own.certificate, profile, grant):
+            fresh = own.certificate.not_valid_before_utc <= self._clock.now() < half
+            if fresh and self._covers(own.certificate, profile, grant) and self._stands(own):
                 return own
         return self._make(path, purpose, profile, grant)
 
     def _load(self, path: Path) -> OwnCertificate:
         key = load_key(path, self._passphrase)
-        certificates = x509.load_pem_x509_certificates(path.read_bytes())
+        try:
+            certificates = x509.load_pem_x509_certificates(path.read_bytes())
+        except ValueError as error:
+            raise ConfigurationError(f"{path}: holds no PEM certificate") from error
         if certificates[0].public_key() != key.public_key():
             raise ConfigurationError(f"{path}: key and certificate do not belong together")
         return OwnCertificate(path, key, certificates[0])
@@ -140,6 +145,15 @@ class OwnCertificates:
             names = frozenset()
         issuer = x509.load_der_x509_certificate(self._ra.chain(profile)[0])
         return names == grant.names and certificate.issuer == issuer.subject
+
+    def _stands(self, own: OwnCertificate) -> bool:
+        """Tell whether it has its row and was not revoked."""
+        try:
+            record = self._ra.find(own.certificate.serial_number)
+        except NotFound:
+            return False
+        same = record.sha256 == own.certificate.fingerprint(hashes.SHA256())
+        return same and record.state is CertificateState.VALID
 
     def _make(self, path: Path, purpose: str, profile: str, grant: Grant) -> OwnCertificate:
         key = generate_key(KeyType.EC_P256)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
 from estserver.config import ProfileSettings
@@ -23,10 +24,17 @@ from estserver.errors import (
     NamesNotAllowed,
 )
 from estserver.model import Door, Grant, Invitation, Plan, PublicKey
-from estserver.names import canonical_general_name, display_name, format_general_name, same_name
+from estserver.names import (
+    canonical_general_name,
+    display_name,
+    format_general_name,
+    read_name,
+    same_name,
+)
 
 BACKDATE = timedelta(minutes=5)
 """How far notBefore lies in the past, for relying parties whose clocks run slow."""
+_LONGEST = timedelta(days=36500)
 _COMMON_NAME_MAX = 64
 _ATTRIBUTES = {
     "C": NameOID.COUNTRY_NAME,
@@ -46,6 +54,13 @@ _USAGES = {
     "codeSigning": ExtendedKeyUsageOID.CODE_SIGNING,
 }
 _KEY_USAGES = ("digitalSignature", "contentCommitment", "keyEncipherment", "keyAgreement")
+_SIGNS = frozenset({"digitalSignature", "contentCommitment"})
+_CAPABLE = {
+    # RFC 4055 §1.2, RFC 8813 §3, RFC 8410 §5, by the first letters of the key type.
+    "rs": _SIGNS | {"keyEncipherment"},
+    "ec": _SIGNS | {"keyAgreement"},
+    "ed": _SIGNS,
+}
 _KINDS: Mapping[str, type[x509.GeneralName]] = {
     "dns": x509.DNSName,
     "ip": x509.IPAddress,
@@ -64,17 +79,32 @@ class Profile:
     def __init__(self, name: str, settings: ProfileSettings, issuer: x509.Certificate) -> None:
         self.name = name
         self.settings = settings
+        self._issuer_not_before = issuer.not_valid_before_utc
         self._issuer_not_after = issuer.not_valid_after_utc
+        if not BACKDATE < settings.validity <= _LONGEST:
+            raise self._wrong("validity", "must be more than 5m and at most 36500d")
         self._subject = [self._attribute(rdn) for rdn in settings.subject]
         self._usages = [self._usage(text) for text in settings.extended_key_usage]
         self._signs_status = ExtendedKeyUsageOID.OCSP_SIGNING in self._usages
+        # RFC 5280 §4.2.1.12 warns of anyExtendedKeyUsage: it would open every other purpose.
+        if ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE in self._usages:
+            raise self._wrong("extended_key_usage", "may not hold anyExtendedKeyUsage")
+        if len(set(self._usages)) < len(self._usages):
+            raise self._wrong("extended_key_usage", "names a purpose twice")
         if unknown := set(settings.key_usage) - set(_KEY_USAGES):
             raise self._wrong("key_usage", f"unknown: {', '.join(sorted(unknown))}")
+        for key in settings.keys:
+            # RFC 5280 §4.2.1.3: "at least one of the bits MUST be set to 1".
+            if not set(settings.key_usage) & _CAPABLE[key.value[:2]]:
+                raise self._wrong("key_usage", f"none of it suits a key of type {key.value}")
         self._kinds = tuple(_KINDS[kind] for kind in settings.names)
         try:
             self._policies = [ObjectIdentifier(dotted) for dotted in settings.policies]
         except ValueError as error:
             raise self._wrong("policies", "not an object identifier") from error
+        # RFC 5280 §4.2.1.4: a policy "MUST NOT appear more than once".
+        if len(set(self._policies)) < len(self._policies):
+            raise self._wrong("policies", "names a policy twice")
 
     def _wrong(self, key: str, what: str) -> ConfigurationError:
         return ConfigurationError(f"profiles.{self.name}.{key}: {what}")
@@ -119,13 +149,16 @@ class Profile:
             doors = ", ".join(sorted(closed))
             raise BadInput(f"profile {self.name} does not open the door {doors}")
         grant = self.grant(invitation)
+        # Templates may fill in what only this program's settings bound: an organization's name.
+        read_name(grant.subject.public_bytes())
         if not grant.names and not len(grant.subject):
             raise BadInput(f"profile {self.name} needs a name to certify: a device id or DNS name")
 
     def grant(self, invitation: Invitation) -> Grant:
         """Say what a certificate for this registration may contain.
 
-        Raises BadInput: a name of a kind this profile does not certify, or too many.
+        Raises BadInput: a name of a kind this profile does not certify, too many of them, or a
+        subject that cannot be.
         """
         names = list(invitation.names)
         if invitation.email is not None and x509.RFC822Name in self._kinds:
@@ -148,14 +181,18 @@ class Profile:
             "organization": invitation.organization,
             "number": invitation.number,
         }
-        attributes = [
-            x509.NameAttribute(oid, value)
+        values = [
+            (oid, value)
             for oid, template in self._subject
             if (value := _fill(template, fields))
             # A longer CN is not RFC 5280; the subjectAltName holds the name anyway.
             and not (oid == NameOID.COMMON_NAME and len(value) > _COMMON_NAME_MAX)
         ]
-        return Grant(x509.Name(attributes), frozenset(names))
+        try:
+            subject = x509.Name([x509.NameAttribute(oid, value) for oid, value in values])
+        except ValueError as error:
+            raise BadInput(f"profile {self.name} cannot make a subject of this: {error}") from error
+        return Grant(subject, frozenset(names))
 
     def require_door(self, door: Door) -> None:
         """Raise BadInput unless the profile may be used through `door`."""
@@ -166,7 +203,7 @@ class Profile:
         """Decide one certificate.
 
         Raises KeyNotAllowed, NamesNotAllowed (a name outside the grant), IdentityMismatch (an
-        exact grant and a CSR that differs), Fault (the issuer has expired).
+        exact grant and a CSR that differs), Fault (the issuer is not valid now).
         """
         if not allows(self.settings.keys, csr.key):
             allowed = ", ".join(key.value for key in self.settings.keys)
@@ -186,12 +223,12 @@ class Profile:
         return self._plan(public_key, grant, now)
 
     def _plan(self, public_key: PublicKey, grant: Grant, now: datetime) -> Plan:
-        not_before = now - BACKDATE
+        not_before = max(now - BACKDATE, self._issuer_not_before)
         # RFC 5280 §4.1.2.5: both ends count, so n days end one second early (INC-26).
         not_after = not_before + self.settings.validity - timedelta(seconds=1)
         not_after = min(not_after, self._issuer_not_after)
-        if not_after <= now:
-            raise Fault(f"the issuer of profile {self.name} has expired")
+        if not not_before <= now < not_after:
+            raise Fault(f"the issuer of profile {self.name} is not valid now")
         names = tuple(sorted(grant.names, key=format_general_name))
         return Plan(
             profile=self.name,
@@ -226,15 +263,19 @@ class Profile:
         return tuple(x509.Extension(value.oid, critical, value) for value, critical in values)
 
     def _key_usage(self, public_key: PublicKey) -> x509.KeyUsage:
-        wanted = set(self.settings.key_usage)
-        if not hasattr(public_key, "public_numbers") or hasattr(public_key, "curve"):
-            # EC and EdDSA keys cannot encipher (RFC 8813 §3, RFC 8410 §5).
-            wanted.discard("keyEncipherment")
+        match public_key:
+            case rsa.RSAPublicKey():
+                capable = _CAPABLE["rs"]
+            case ec.EllipticCurvePublicKey():
+                capable = _CAPABLE["ec"]
+            case _:
+                capable = _CAPABLE["ed"]
+        wanted = capable & set(self.settings.key_usage)
         return x509.KeyUsage(
             digital_signature="digitalSignature" in wanted,
             content_commitment="contentCommitment" in wanted,
             key_encipherment="keyEncipherment" in wanted,
-            key_agreement="keyAgreement" in wanted and hasattr(public_key, "curve"),
+            key_agreement="keyAgreement" in wanted,
             data_encipherment=False,
             key_cert_sign=False,
             crl_sign=False,
@@ -256,7 +297,9 @@ def _require_within(csr: CSR, grant: Grant) -> None:
     for name in csr.names:
         if canonical_general_name(name) not in granted:
             raise _outside(format_general_name(name))
-    hosts = {str(n.value).lower() for n in grant.names if isinstance(n, x509.DNSName | x509.IPAddress)}
+    hosts = {
+        str(n.value).lower() for n in grant.names if isinstance(n, x509.DNSName | x509.IPAddress)
+    }
     allowed = [x509.Name([attribute]) for attribute in grant.subject]
     for attribute in csr.subject:
         is_host = attribute.oid == NameOID.COMMON_NAME and str(attribute.value).lower() in hosts
@@ -273,7 +316,7 @@ def _outside(shown: str) -> NamesNotAllowed:
 
 
 def _require_same(csr: CSR, grant: Grant) -> None:
-    """RFC 7030 §4.2.2: Subject and SubjectAltName MUST be identical to the current certificate's."""
+    """RFC 7030 §4.2.2: Subject and SubjectAltName MUST be identical to the certificate's."""
     if not same_name(csr.subject, grant.subject):
         raise IdentityMismatch(
             f"the CSR's subject is {display_name(csr.subject) or 'empty'}, it must be "

@@ -1,8 +1,9 @@
 """Issuer: the only holder of a CA's private key.
 
 `prepare` makes a draft from a plan: it signs with a throw-away key of the same type, which gives
-byte-identical to-be-signed bytes, and lints what came out. `sign` signs exactly those bytes. Between
-the two the registration authority commits the draft, so that no signature exists without a record.
+byte-identical to-be-signed bytes, and lints what came out. `sign` signs exactly those bytes.
+Between the two the registration authority commits the draft, so that no signature exists without a
+record.
 """
 
 import secrets
@@ -20,7 +21,7 @@ from cryptography.x509.oid import AuthorityInformationAccessOID
 
 from estserver.ca.keys import PrivateKey, generate_key, key_type_of
 from estserver.ca.lint import lint
-from estserver.errors import Fault
+from estserver.errors import ConfigurationError, Fault
 from estserver.model import Draft, KeyType, Plan
 
 SERIAL_BITS = 159
@@ -91,14 +92,28 @@ class Issuer:
         urls: StatusURLs,
         randbits: Callable[[int], int] = secrets.randbits,
     ) -> None:
-        """Raises Fault: the key is not that of the certificate."""
+        """Raises ConfigurationError: the key is not that of the certificate, or of a type not used.
+
+        Also for a certificate that has no subject key identifier or is no CA's.
+        """
         self.name = name
         self.chain = chain
         self.urls = urls
         self._key = key
         self._randbits = randbits
         if key.public_key() != chain[0].public_key():
-            raise Fault(f"issuer {name}: key and certificate do not belong together")
+            raise ConfigurationError(f"issuer {name}: key and certificate do not belong together")
+        self._key_type = key_type_of(key)
+        try:
+            own_key = self.certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
+            constraints = self.certificate.extensions.get_extension_for_class(x509.BasicConstraints)
+        except x509.ExtensionNotFound as error:
+            raise ConfigurationError(f"issuer {name}: the certificate is not a CA's") from error
+        if not constraints.value.ca:
+            raise ConfigurationError(f"issuer {name}: the certificate is not a CA's")
+        self._authority_key = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(
+            own_key.value
+        )
 
     @property
     def certificate(self) -> x509.Certificate:
@@ -113,14 +128,16 @@ class Issuer:
         serial = self._randbits(SERIAL_BITS)
         draft = self._specimen(plan, serial)
         lint(draft, plan, self.certificate, serial)
-        return Draft(self.name, serial, draft.tbs_certificate_bytes, plan.not_before, plan.not_after)
+        return Draft(
+            self.name, serial, draft.tbs_certificate_bytes, plan.not_before, plan.not_after
+        )
 
     def specimen(self, plan: Plan) -> x509.Certificate:
         """Return what `plan` would become, signed by a throw-away key: for linters only."""
         return self._specimen(plan, self._randbits(SERIAL_BITS))
 
     def _specimen(self, plan: Plan, serial: int) -> x509.Certificate:
-        throwaway = _throwaway_key(key_type_of(self._key))
+        throwaway = _throwaway_key(self._key_type)
         return self._builder(plan, serial).sign(throwaway, signature_hash(throwaway))
 
     def _builder(self, plan: Plan, serial: int) -> x509.CertificateBuilder:
@@ -135,8 +152,6 @@ class Issuer:
         )
         for extension in plan.extensions:
             builder = builder.add_extension(extension.value, extension.critical)
-        own_key = self.certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
-        authority = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own_key.value)
         subject_key = x509.SubjectKeyIdentifier.from_public_key(plan.public_key)
         access = [_access(AuthorityInformationAccessOID.CA_ISSUERS, self.urls.certificate)]
         if plan.publish_status:
@@ -146,7 +161,7 @@ class Issuer:
             )
             builder = builder.add_extension(x509.CRLDistributionPoints([point]), critical=False)
         return (
-            builder.add_extension(authority, critical=False)
+            builder.add_extension(self._authority_key, critical=False)
             .add_extension(subject_key, critical=False)
             .add_extension(x509.AuthorityInformationAccess(access), critical=False)
         )

@@ -4,6 +4,7 @@ import contextlib
 import os
 from pathlib import Path
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
@@ -33,10 +34,14 @@ def generate_key(key_type: KeyType) -> PrivateKey:
 
 
 def key_type_of(key: PrivateKey | rsa.RSAPublicKey | ec.EllipticCurvePublicKey) -> KeyType:
-    """Name the type of one of our own keys."""
+    """Name the type of one of our own keys. Raises ConfigurationError: of a type not used here."""
     if isinstance(key, rsa.RSAPrivateKey | rsa.RSAPublicKey):
-        return KeyType(f"rsa-{key.key_size}")
-    return next(kind for kind, curve in _CURVES.items() if curve.name == key.curve.name)
+        found = [kind for kind in KeyType if kind.rsa_bits == key.key_size]
+    else:
+        found = [kind for kind, curve in _CURVES.items() if curve.name == key.curve.name]
+    if not found:
+        raise ConfigurationError("a key is neither RSA of 2048, 3072 or 4096 bits nor on a P curve")
+    return found[0]
 
 
 def encrypt_key(key: PrivateKey, passphrase: Secret) -> bytes:
@@ -51,7 +56,7 @@ def load_key(path: Path, passphrase: Secret) -> PrivateKey:
         key = load_pem_private_key(path.read_bytes(), passphrase.reveal().encode())
     except OSError as error:
         raise ConfigurationError(f"{path}: {error.strerror}") from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise ConfigurationError(f"{path}: not a key encrypted under the passphrase") from error
     if not isinstance(key, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey):
         raise ConfigurationError(f"{path}: neither an RSA nor an EC key")
@@ -64,11 +69,16 @@ def write_private(path: Path, content: bytes) -> None:
     draft = path.with_name(path.name + ".new")
     with contextlib.suppress(FileNotFoundError):
         draft.unlink()
-    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
     draft.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def read_secret(path: Path) -> Secret:

@@ -47,6 +47,8 @@ def _against_plan(
         "extension set": found.keys() - own == planned.keys(),
         "extension values": all(found.get(oid) == planned[oid] for oid in planned),
         "no extension of ours planned": not (planned.keys() & own),
+        "where its status is found": plan.publish_status
+        == (ExtensionOID.CRL_DISTRIBUTION_POINTS in found),
     }
     return [name for name, holds in checks.items() if not holds]
 
@@ -59,6 +61,7 @@ def _against_rfc5280(draft: x509.Certificate, issuer: x509.Certificate) -> list[
     authority = extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value
     subject_key = extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
     issuer_key = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    own_key = x509.SubjectKeyIdentifier.from_public_key(draft.public_key())
     try:
         names = extensions.get_extension_for_class(x509.SubjectAlternativeName)
     except x509.ExtensionNotFound:
@@ -74,9 +77,13 @@ def _against_rfc5280(draft: x509.Certificate, issuer: x509.Certificate) -> list[
         "§4.2.1.3 no signing of certificates or CRLs": usage.critical
         and not usage.value.key_cert_sign
         and not usage.value.crl_sign,
+        "§4.2.1.3 a usage": usage.value.digital_signature
+        or usage.value.content_commitment
+        or usage.value.key_encipherment
+        or usage.value.key_agreement,
         "§4.2.1.12 a purpose": len(list(purposes)) > 0
         and x509.ObjectIdentifier("2.5.29.37.0") not in list(purposes),
         "§4.2.1.1 authority key": authority.key_identifier == issuer_key.digest,
-        "§4.2.1.2 subject key": len(subject_key.digest) > 0,
+        "§4.2.1.2 subject key": subject_key.digest == own_key.digest,
     }
     return [f"RFC 5280 {name}" for name, holds in checks.items() if not holds]
