@@ -291,18 +291,18 @@ def _est_commands(settings: Settings, invitation: Invitation, access: str) -> li
     root = shlex.quote(str(root_file(settings)))
     user = shlex.quote(f"{invitation.number}:{access}")
     stem = invitation.profile
-    # `openssl base64 -A` reads one long line only and, without it, short lines only: tr makes
-    # the answer one line whichever way the server wraps it.
+    # `-A`: openssl base64 reads nothing from one long line without it, and to curl the server
+    # answers in one line (EST-197).
     request = (
         f"openssl req -new -newkey {_newkey(key_type)} -nodes -keyout {stem}.key "
         f"-subj / -outform DER | openssl base64 -A > {stem}.csr"
     )
     enroll = (
-        f"curl --cacert {root} --user {user} -H 'Content-Type: application/pkcs10' "
-        f"--data-binary @{stem}.csr -o {stem}.p7 {url}"
+        f"curl -sS --fail-with-body --cacert {root} -u {user} "
+        f"-H 'Content-Type: application/pkcs10' --data-binary @{stem}.csr -o {stem}.p7 {url}"
     )
     unpack = (
-        f"tr -d '\\n' < {stem}.p7 | openssl base64 -d -A | "
+        f"openssl base64 -d -A -in {stem}.p7 | "
         f"openssl pkcs7 -inform DER -print_certs -out {stem}.crt"
     )
     return [request, enroll, unpack]
