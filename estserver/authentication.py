@@ -165,11 +165,20 @@ class Authenticator:
         )
 
     def renewal_by_pin(self, invitation: Invitation) -> Entitlement:
-        """Entitle to the one renewal that a PIN issued after the last unit stands for."""
+        """Entitle to the one renewal that a PIN issued after the last unit stands for.
+
+        Raises Conflict (nothing to renew), RegistrationClosed, NotEntitled (the profile wants the
+        certificate too).
+        """
         newest = self._newest(invitation)
         if newest is None:
             raise Conflict("there is no certificate to renew")
         self._require_open(invitation)
+        rules = self._profiles[invitation.profile].settings.renewal
+        if rules.auth is RenewalAuth.CERTIFICATE_AND_PIN:
+            raise NotEntitled(
+                "this PIN renews together with the certificate in use: show that one as well"
+            )
         auth = self._profiles[invitation.profile].settings.renewal.auth
         if auth is RenewalAuth.CERTIFICATE_AND_PIN:
             raise NotEntitled("renewal needs the certificate besides the PIN: present both")
@@ -284,7 +293,9 @@ class Authenticator:
     ) -> None:
         if pin is None or invitation is None:
             raise BadCredentials("renewal needs the certificate and a PIN", reason="missing")
-        if self.invitation(pin).number != invitation.number or not invitation.renewal_pin:
+        # Whether it still has a renewal in it is judged when that is spent: a repeated question
+        # after a lost answer comes with a PIN that has none any more.
+        if self.invitation(pin).number != invitation.number:
             raise BadCredentials("that PIN is not for renewing this certificate", reason="other")
 
     def _newest(self, invitation: Invitation) -> CertificateRecord | None:

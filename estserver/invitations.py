@@ -3,15 +3,14 @@
 Two secrets open an invitation. The URL token finds it, the PIN confirms. Both are derived or drawn
 here and nowhere stored: of the token the database has a SHA-256, of the PIN a peppered hash.
 
-The token is derived from the master secret rather than drawn, so that a mail can be rendered when it
-is sent, and sent again, without the token lying in the outbox. To whoever lacks the master secret it
-is 128 random bits.
+The token is derived from the master secret rather than drawn, so that a mail can be rendered when
+it is sent, and sent again, without the token lying in the outbox. To whoever lacks the master
+secret it is 128 random bits.
 """
 
 import base64
 import hashlib
 import hmac
-import ipaddress
 import secrets
 import threading
 from dataclasses import dataclass, replace
@@ -45,12 +44,13 @@ from estserver.names import check_text, parse_general_name
 from estserver.profiles import Profile
 from estserver.store import Store, Transaction, registrations
 from estserver.store.registrations import PINHash
+from estserver.throttling import SourceThrottle
 
 FREE_TRIES = 5
 MAX_DELAY_SECONDS = 60
 DEAD_AT = 100
 """Wrong PINs behind the URL after which the PIN is dead (NIST SP 800-63B §5.2.2)."""
-GUESS_WINDOW_SECONDS = 3600
+_LONGEST = timedelta(days=3650)
 _UNKNOWN_URL = "this link is not known: check that it is complete, or ask for a new one"
 _WRONG_PIN = "the invitation number or the PIN is wrong"
 
@@ -102,7 +102,7 @@ class Invitations:
         self._clock = clock
         self._keyring = keyring
         self._profiles = profiles
-        self._limits = limits
+        self._throttle = SourceThrottle(store, clock, limits.guesses_per_source)
         self._organization = organization
         # Argon2id takes tens of milliseconds and megabytes: never more than two at a time.
         self._hashing = threading.Semaphore(2)
@@ -118,7 +118,7 @@ class Invitations:
         while True:
             invitation = replace(checked, number=_new_number())
             access = pin.generate(_pin_symbols(invitation.doors))
-            hashed = self._hash(invitation, access)
+            hashed = self._hash(access)
             token = self.url_token(invitation)
             url_hash = None if token is None else _token_hash(token)
 
@@ -144,7 +144,7 @@ class Invitations:
                 return added
 
             if self._store.write(unit):
-                return Handover(invitation, access, token)
+                return Handover(invitation, access if _takes_pin(invitation.doors) else None, token)
 
     def _check(self, registration: Registration) -> Invitation:
         profile = self._profiles.get(registration.profile)
@@ -152,8 +152,7 @@ class Invitations:
             raise BadInput(f"there is no profile {registration.profile}")
         if not 1 <= registration.units <= 1_000_000:
             raise BadInput("max must be between 1 and 1000000")
-        if registration.expires <= timedelta(0):
-            raise BadInput("expires must lie in the future")
+        _require_sensible(registration.expires)
         names = tuple(parse_general_name(text) for text in registration.names)
         email = registration.email
         if email is not None:
@@ -246,7 +245,7 @@ class Invitations:
                 )
             )
             return
-        self._store.write(lambda tx: self._count_source(tx, source))
+        self._throttle.count(source)
         raise BadCredentials("the PIN is wrong")
 
     def _begin_try(self, tx: Transaction, number: str) -> datetime:
@@ -291,7 +290,7 @@ class Invitations:
             symbols = pin.normalize(typed.reveal())
         except BadCredentials:
             if counted:
-                self._refuse_flood(source)
+                self._throttle.require_quiet(source)
             raise
         digest = self._pepper(symbols)
         found = self._store.read(lambda tx: registrations.by_pin(tx, digest))
@@ -301,27 +300,12 @@ class Invitations:
         )
         if found is None or not known or found.pin_dead:
             if counted:
-                self._refuse_flood(source)
-                self._store.write(lambda tx: self._count_source(tx, source))
+                self._throttle.require_quiet(source)
+                self._throttle.count(source)
             raise BadCredentials(_WRONG_PIN)
         return found
 
-    def _refuse_flood(self, source: str) -> None:
-        """Answer 429 without another durable write once a source has used up its guesses."""
-        key = _source_key(source)
-        window = GUESS_WINDOW_SECONDS
-        count = self._store.read(lambda tx: registrations.failures(tx, key, window=window))
-        if count >= self._limits.guesses_per_source:
-            left = window - int(self._clock.now().timestamp()) % window
-            raise TooManyAttempts(
-                f"too many wrong PINs from your network: try again in {left} seconds",
-                retry_after=timedelta(seconds=left),
-            )
-
-    def _count_source(self, tx: Transaction, source: str) -> None:
-        registrations.count_attempt(tx, _source_key(source), window=GUESS_WINDOW_SECONDS)
-
-    def _hash(self, invitation: Invitation, access: Secret) -> PINHash:
+    def _hash(self, access: Secret) -> PINHash:
         symbols = pin.normalize(access.reveal())
         if len(symbols.reveal()) > pin.SHORT + 1:
             return PINHash("hmac", b"", self._pepper(symbols))
@@ -382,9 +366,7 @@ class Invitations:
         """
 
         def unit(tx: Transaction) -> None:
-            if not registrations.set_state(
-                tx, number, before=None, to=InvitationState.CANCELLED
-            ):
+            if not registrations.set_state(tx, number, before=None, to=InvitationState.CANCELLED):
                 raise Conflict(f"invitation {number} is cancelled already")
             tx.audit(Event("invitation.cancelled", by, f"invitation {number}"), origin)
 
@@ -398,19 +380,21 @@ class Invitations:
         """Replace the PIN; on a spent invitation the new one renews its certificate once.
 
         The expiry moves to `expires` from now, or stays where it is if that is later.
-        Raises NotFound, Conflict (cancelled).
+        Raises NotFound, Conflict (cancelled, or no door takes a PIN), BadInput (`expires`).
         """
+        life = expires or timedelta(days=30)
+        _require_sensible(life)
         invitation = self.get(number)
         if invitation.state is InvitationState.CANCELLED:
             raise Conflict(f"invitation {number} is cancelled")
+        if not _takes_pin(invitation.doors):
+            raise Conflict(f"invitation {number} has no door that takes a PIN")
         access = pin.generate(_pin_symbols(invitation.doors))
-        hashed = self._hash(invitation, access)
-        until = self._clock.now() + (expires or timedelta(days=30))
+        hashed = self._hash(access)
+        until = self._clock.now() + life
 
         def unit(tx: Transaction) -> None:
-            registrations.set_pin(
-                tx, number, hashed, expires_at=max(until, invitation.expires_at)
-            )
+            registrations.set_pin(tx, number, hashed, expires_at=max(until, invitation.expires_at))
             tx.audit(Event("pin.renewed", by, f"invitation {number}"), origin)
 
         self._store.write(unit)
@@ -449,8 +433,17 @@ def _post_invitation(tx: Transaction, invitation: Invitation) -> None:
     )
 
 
+def _takes_pin(doors: frozenset[Door]) -> bool:
+    return bool(doors & {Door.WEB, Door.EST})
+
+
 def _pin_symbols(doors: frozenset[Door]) -> int:
     return pin.LONG if Door.EST in doors else pin.SHORT
+
+
+def _require_sensible(life: timedelta) -> None:
+    if not timedelta(0) < life <= _LONGEST:
+        raise BadInput(f"expires must lie in the future, at most {_LONGEST.days} days ahead")
 
 
 def _new_number() -> str:
@@ -460,15 +453,3 @@ def _new_number() -> str:
 
 def _token_hash(token: Secret) -> bytes:
     return hashlib.sha256(b"url" + token.reveal().encode()).digest()
-
-
-def _source_key(source: str) -> str:
-    """Name the network a request came from: /24 for IPv4, /56 for IPv6."""
-    try:
-        address = ipaddress.ip_address(source)
-    except ValueError:
-        return "source:local"
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
-        address = address.ipv4_mapped
-    prefix = 24 if address.version == 4 else 56
-    return f"source:{ipaddress.ip_network((address, prefix), strict=False)}"

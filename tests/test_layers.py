@@ -13,7 +13,7 @@ ROOMS = (
     ("csr", "csr_body", "public_keys", "config"),
     ("profiles",),
     ("ca", "store", "mail"),
-    ("invitations",),
+    ("invitations", "throttling"),
     ("authentication", "intents"),
     ("ra", "status"),
     ("own_certificates",),
