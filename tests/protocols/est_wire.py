@@ -214,14 +214,15 @@ def raw_csr(
     subject: x509.Name | None = None,
     key: ec.EllipticCurvePrivateKey | None = None,
     spki: bytes | None = None,
+    subject_der: bytes | None = None,
 ) -> bytes:
-    """Build and sign a PKCS#10 of any attributes and any public key; base64."""
+    """Build and sign a PKCS#10 of any attributes, subject and public key; base64."""
     key = key or new_key()
     own = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     info = tlv(
         0x30,
         b"\x02\x01\x00",
-        (subject or x509.Name([])).public_bytes(),
+        subject_der or (subject or x509.Name([])).public_bytes(),
         spki or own,
         tlv(0xA0, *sorted(attributes, key=lambda der: der.ljust(70000, b"\0"))),
     )
