@@ -205,9 +205,9 @@ def invite(  # noqa: PLR0913 - one argument an option
         )
         handover = core.invitations.issue(registration, by=operator.by, origin=operator.origin)
         if as_json:
-            print_json(handover_row(core.settings, handover))
+            print_json(handover_row(core, handover))
         else:
-            print_handover(core.settings, handover)
+            print_handover(core, handover)
         mail_out(core, handover.invitation)
 
 

@@ -30,6 +30,7 @@ from estserver.model import (
     KeyType,
 )
 from estserver.names import display_name, format_general_name
+from estserver.server import Core
 
 Row = Mapping[str, object]
 _PLAIN_WIDTH = 200
@@ -221,13 +222,7 @@ def certificate_row(record: CertificateRecord, now: datetime) -> dict[str, objec
 # -- handing over ---------------------------------------------------------------------------------
 
 
-def web_url(settings: Settings, handover: Handover) -> str | None:
-    """Return the retrieval URL of an invitation, or None where its web door is shut."""
-    token = handover.token
-    return None if token is None else f"{settings.listeners.web.url}/e/{token.reveal()}"
-
-
-def handover_row(settings: Settings, handover: Handover) -> dict[str, object]:
+def handover_row(core: Core, handover: Handover) -> dict[str, object]:
     """Describe what is shown once, with a member for each open door that this release serves."""
     invitation = handover.invitation
     row: dict[str, object] = {
@@ -236,12 +231,12 @@ def handover_row(settings: Settings, handover: Handover) -> dict[str, object]:
         "profile": invitation.profile,
     }
     access = None if handover.pin is None else handover.pin.reveal()
-    url = web_url(settings, handover)
+    url = core.retrieval_url(invitation)
     if url is not None:
         row["web"] = {"url": url, "pin": access}
     if Door.EST in invitation.doors:
         row["est"] = {
-            "url": _est_url(settings, invitation),
+            "url": _est_url(core.settings, invitation),
             "username": invitation.number,
             "password": access,
         }
@@ -252,7 +247,7 @@ def _est_url(settings: Settings, invitation: Invitation) -> str:
     return f"{settings.listeners.devices.url}/.well-known/est/{invitation.profile}"
 
 
-def print_handover(settings: Settings, handover: Handover) -> None:
+def print_handover(core: Core, handover: Handover) -> None:
     """Print for a person what is shown once, with commands that can be pasted."""
     invitation = handover.invitation
     access = "" if handover.pin is None else handover.pin.reveal()
@@ -266,7 +261,7 @@ def print_handover(settings: Settings, handover: Handover) -> None:
             "  held back: opens with `estserver invitations release "
             f"{invitation.number}` once the PIN is handed over"
         )
-    url = web_url(settings, handover)
+    url = core.retrieval_url(invitation)
     if url is not None:
         click.echo("\nIn the browser")
         click.echo(f"  URL        {url}")
@@ -276,11 +271,11 @@ def print_handover(settings: Settings, handover: Handover) -> None:
         hint("Its only door is ACME, which this release does not serve yet.")
     if Door.EST in invitation.doors:
         click.echo("\nOver EST")
-        click.echo(f"  URL        {_est_url(settings, invitation)}")
+        click.echo(f"  URL        {_est_url(core.settings, invitation)}")
         click.echo(f"  user name  {invitation.number}")
         click.echo(f"  password   {access}")
         click.echo("\n  Make a key and a CSR, enroll, unpack the certificate:\n")
-        for command in _est_commands(settings, invitation, access):
+        for command in _est_commands(core.settings, invitation, access):
             click.echo(f"    {command}")
 
 

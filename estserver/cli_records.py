@@ -185,9 +185,9 @@ def new_pin(operator: Operator, number: str, *, expires: timedelta | None, as_js
             number, expires=expires, by=operator.by, origin=operator.origin
         )
         if as_json:
-            print_json(handover_row(core.settings, handover))
+            print_json(handover_row(core, handover))
         else:
-            print_handover(core.settings, handover)
+            print_handover(core, handover)
 
 
 @invitations.command("resend")

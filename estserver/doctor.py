@@ -21,7 +21,6 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from estserver.ca.keys import generate_key
 from estserver.config import Listener, Settings
 from estserver.errors import Error
-from estserver.mail import PostOffice
 from estserver.model import (
     Clock,
     Door,
@@ -223,7 +222,7 @@ def _core(settings: Settings, clock: Clock) -> Iterator[Finding]:
 
 
 def _mail(core: Core) -> Iterator[Finding]:
-    office = PostOffice.open(core.settings, core.store, core.profiles, lambda _: None)
+    office = core.post_office()
     letters = core.store.read(health.count_letters)
     waiting, failed = letters.get("queued", 0), letters.get("failed", 0)
     state = f"{waiting} waiting, {failed} failed"

@@ -121,7 +121,8 @@ class LetterWriter:
 
 def as_text(message: EmailMessage) -> str:
     """Show a letter to the operator who has to send it: address, subject, text."""
-    return f"To: {message['To']}\nSubject: {message['Subject']}\n\n{message.get_content()}"
+    text = message.get_content().replace("\r\n", "\n")
+    return f"To: {message['To']}\nSubject: {message['Subject']}\n\n{text}"
 
 
 def _load(
