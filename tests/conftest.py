@@ -2,10 +2,15 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.live import Live, Workshop, make_template
+from tests.live import Live, MovableClock, Workshop, make_template
+from tests.parts import Hierarchy, Parts, make_ca, open_parts
+from tests.postgres import make_database, postgresql
+
+__all__ = ["make_database", "postgresql"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -44,3 +49,42 @@ def shared(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     workshop = Workshop(template)
     yield workshop.make(tmp_path_factory.mktemp("shared") / "instance")
     workshop.close()
+
+
+@pytest.fixture(scope="session")
+def ca() -> Hierarchy:
+    """Return a hierarchy of P-256 keys for cores in process."""
+    return make_ca()
+
+
+@pytest.fixture
+def make_parts(ca: Hierarchy, tmp_path: Path) -> Iterator[Callable[..., Parts]]:
+    """Return a function that puts a core together, on SQLite unless a URL is given."""
+    made: list[Parts] = []
+
+    def make(url: str | None = None, **fields: Any) -> Parts:
+        url = url or f"sqlite:///{tmp_path}/parts{len(made)}.db"
+        made.append(open_parts(url, ca=fields.pop("ca", ca), **fields))
+        return made[-1]
+
+    yield make
+    for parts in made:
+        parts.store.close()
+
+
+@pytest.fixture
+def parts(make_parts: Callable[..., Parts]) -> Parts:
+    """Return a core in process with a database of its own."""
+    return make_parts()
+
+
+@pytest.fixture
+def both(make_database: Callable[[], str], make_parts: Callable[..., Parts]) -> Parts:
+    """Return a core in process, once on SQLite and once on PostgreSQL."""
+    return make_parts(make_database())
+
+
+@pytest.fixture
+def clock() -> MovableClock:
+    """Return the real time, which a test may advance."""
+    return MovableClock()
