@@ -41,7 +41,7 @@ class Catalogue:
         return [Markup(line) for line in self(key, **values).split("\n")]  # noqa: S704 - escaped
 
     def scripts(self) -> Mapping[str, str]:
-        """Return what the scripts say, by id without `js.`; they fill the placeholders themselves."""
+        """Return what the scripts say, by id without `js.`; they fill in the values."""
         return {key[3:]: text for key, text in self.texts.items() if key.startswith("js.")}
 
     def date(self, moment: datetime) -> str:

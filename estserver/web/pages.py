@@ -12,6 +12,7 @@ from babel import negotiate_locale
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from estserver import http
 from estserver.errors import (
@@ -115,6 +116,7 @@ class Site:
             trim_blocks=True,
             lstrip_blocks=True,
         )
+        self._environment.filters["breakable"] = breakable
         self._static = {
             path.name: path.read_bytes()
             for path in sorted((WEB / "static").iterdir())
@@ -199,7 +201,7 @@ class Site:
         return self.finished(response)
 
     def certificate_file(self, certificates: tuple[bytes, ...], ending: str) -> web.Response:
-        """Answer with a certificate, DER given, the chain behind it: `pem` has all, `cer` the first.
+        """Answer with a certificate, DER given, its chain behind it: `pem` all, `cer` the first.
 
         Raises NotFound: there is no such form.
         """
@@ -254,7 +256,7 @@ class Site:
             "back": request.get(HOME),
         }
 
-    # -- static files --------------------------------------------------------------------------------
+    # -- static files ------------------------------------------------------------------------------
 
     async def _serve_static(self, request: web.Request) -> web.Response:
         http.note(request, operation="static")
@@ -307,6 +309,11 @@ class Site:
             httponly=True,
             samesite="Lax",
         )
+
+
+def breakable(colon_hex: str) -> Markup:
+    """Let a long colon hex wrap after its colons; what is copied from the page stays the same."""
+    return Markup(":<wbr>").join(colon_hex.split(":"))
 
 
 def status_of(error: Error) -> int:

@@ -1,12 +1,11 @@
 """Renewal by the certificate in use, and "test my certificate".
 
 These pages live on the listener that asks for a client certificate in the handshake. Every answer
-ends its connection: on one that lives on, a certificate imported meanwhile would never be asked for.
+ends its connection: on one that lives on, a certificate imported later would never be asked for.
 The certificate is ambient, as a cookie is, so each POST needs a token and a same-origin sender too.
 """
 
 import hashlib
-from base64 import b64encode
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 
@@ -43,9 +42,10 @@ from estserver.protocols import Services
 from estserver.ra import EnrollmentRequest
 from estserver.web.forms import read_csr_field, read_form
 from estserver.web.pages import HOME, REGISTRATION_LANGUAGE, RENDER, Site
-from estserver.web.platforms import KINDS, detect
+from estserver.web.platforms import detect
 from estserver.web.sessions import Sessions, check_origin
 from estserver.web.standing import CertificateFacts, Taken, facts, renewals
+from estserver.web.steps import key_prefix, take_context, take_page
 
 __all__ = ["RENDER", "RenewalProtocol"]
 
@@ -67,7 +67,7 @@ class Held:
     record: CertificateRecord
     profile: Profile
     shown: CertificateFacts
-    renewed: Sequence[Taken]
+    renewed: tuple[Taken, ...]
     needs_pin: bool
     language: Language | None
 
@@ -88,9 +88,7 @@ class RenewalProtocol:
 
     def application(self) -> web.Application:
         """Return the routes of the renewal pages."""
-        application = web.Application(
-            middlewares=[http.observer("renewal", self._site.error_page)]
-        )
+        application = web.Application(middlewares=[http.observer("renewal", self._site.error_page)])
         router = application.router
         router.add_get("/", self._landing)
         router.add_get("/renew", self._show)
@@ -126,7 +124,7 @@ class RenewalProtocol:
                 )
             except Refused as error:
                 verdict = error
-        newer = []
+        newer: tuple[Taken, ...] = ()
         if record is not None:
             http.note(request, serial=record.serial_hex, profile=record.profile)
             newer = await self._services.run(renewals, self._services, record)
@@ -188,41 +186,24 @@ class RenewalProtocol:
         )
 
     def _renewed(self, request: web.Request, held: Held, taken: Taken) -> web.Response:
-        shown = facts(taken.der)
-        chain = self._services.ra.chain(taken.record.profile)
-        overlap = held.profile.settings.renewal.overlap
+        renewal = held.profile.settings.renewal
+        identifier = taken.enrollment.id
         return self._site.page(
             request,
             "renewed.html",
             step=3,
             held=held,
-            certificate=shown,
-            taken=taken.enrollment.taken_at is not None,
-            enrollment=taken.enrollment.id,
-            overlap_days=overlap.days,
-            revokes=held.profile.settings.renewal.revoke_superseded,
-            pem=f"/renew/certificate.pem?certificate={taken.enrollment.id}",
-            cer=f"/renew/certificate.cer?certificate={taken.enrollment.id}",
+            overlap_days=renewal.overlap.days,
+            revokes=renewal.revoke_superseded,
+            pem=f"/renew/certificate.pem?certificate={identifier}",
+            cer=f"/renew/certificate.cer?certificate={identifier}",
             platform=detect(request.headers.get("User-Agent", "")),
-            kinds=KINDS,
             replace=None,
             another=None,
             taken_action="/renew/taken",
             csrf=self._token(held.shown.der),
-            home="/renew",
-            page={
-                "kind": "take",
-                "prefix": self._prefix(held.record),
-                "spki": taken.enrollment.spki_sha256.hex(),
-                "others": {
-                    other.enrollment.spki_sha256.hex(): f"/renew?certificate={other.enrollment.id}"
-                    for other in held.renewed
-                    if other is not taken
-                },
-                "certificates": [b64encode(der).decode() for der in (taken.der, *chain)],
-                "name": shown.label,
-                "file": f"{shown.file_stem}.p12",
-            },
+            **take_context(taken),
+            page=take_page(self._site, taken, held.renewed, self._prefix(held.record), "/renew"),
         )
 
     async def _download(self, request: web.Request) -> web.Response:
@@ -236,7 +217,7 @@ class RenewalProtocol:
         chain = self._services.ra.chain(taken.record.profile)
         return self._site.certificate_file((taken.der, *chain), request.match_info["ending"])
 
-    # -- POST ----------------------------------------------------------------------------------------
+    # -- POST --------------------------------------------------------------------------------------
 
     async def _issue(self, request: web.Request) -> web.StreamResponse:
         http.note(request, operation="issue")
@@ -301,7 +282,7 @@ class RenewalProtocol:
         )
         return self._site.see(f"/renew?certificate={wanted}")
 
-    # -- shared --------------------------------------------------------------------------------------
+    # -- shared ------------------------------------------------------------------------------------
 
     async def _held(self, request: web.Request, der: bytes | None) -> Held:
         """Return the certificate in use if it may be renewed.
@@ -367,8 +348,7 @@ class RenewalProtocol:
         return self._sessions.csrf_token(_fingerprint(der))
 
     def _prefix(self, record: CertificateRecord) -> str:
-        message = f"renewal {record.enrollment}".encode()
-        return self._services.keyring.mac("web-keystore", message).hex()[:32] + "/"
+        return key_prefix(self._services.keyring, f"renewal {record.enrollment}")
 
 
 def _presented(request: web.Request) -> bytes:

@@ -1,5 +1,4 @@
-"""Web sessions: a cookie that says which PIN was confirmed here, and nothing that could be stolen
-from the database, because nothing of it is stored.
+"""Web sessions: a cookie that says which PIN was confirmed here; the server stores nothing of it.
 
 The cookie is sealed with a key derived from the master secret. What it says is never enough: each
 request asks the authenticator again whether the invitation and this generation of its PIN live.
@@ -10,7 +9,7 @@ import json
 import secrets
 from base64 import urlsafe_b64encode
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from aiohttp import web
 
@@ -53,8 +52,10 @@ class WebSession:
 
 
 class Sessions:
-    """Begins, finds and keeps web sessions; one cookie for each invitation, so that two links in
-    two tabs do not disturb each other."""
+    """Begins, finds and keeps web sessions.
+
+    One cookie for each invitation, so that two links in two tabs do not disturb each other.
+    """
 
     def __init__(self, keyring: Keyring, clock: Clock, idle: timedelta) -> None:
         self._keyring = keyring
@@ -101,7 +102,9 @@ class Sessions:
 
     def csrf_token(self, secret: str) -> str:
         """Return the token that proves a form is ours; `secret` is what only our page can know."""
-        return urlsafe_b64encode(self._keyring.mac("web-csrf", secret.encode())).decode().rstrip("=")
+        return (
+            urlsafe_b64encode(self._keyring.mac("web-csrf", secret.encode())).decode().rstrip("=")
+        )
 
     def check_csrf_token(self, token: str, secret: str) -> None:
         """Raise ForgedRequest unless the token is that of `secret`."""

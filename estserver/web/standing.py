@@ -4,6 +4,7 @@ Blocking reads of the core; nothing here changes anything. The step of the wizar
 records alone, so that going back, reloading, a second tab and a later day all find the same page.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -92,10 +93,9 @@ def standing(services: Services, session: WebSession) -> Standing:
         if (found := services.ra.certificate_of(enrollment.id)) is not None
     )
     waiting = next((e for e, _ in rows if e.state in _WAITING), None)
-    left = invitation.units - invitation.units_used if now < invitation.expires_at else 0
-    renews = None
-    if invitation.renewal_pin and certificates and now < invitation.expires_at:
-        renews = certificates[0]
+    left_in_time = now < invitation.expires_at
+    left = invitation.units - invitation.units_used if left_in_time else 0
+    renews = _renewed_by_pin(services, rows) if invitation.renewal_pin and left_in_time else None
     if waiting is not None:
         step = Step.WAIT
     elif certificates and renews is None:
@@ -129,8 +129,20 @@ def standing(services: Services, session: WebSession) -> Standing:
     )
 
 
+def _renewed_by_pin(
+    services: Services, rows: Sequence[tuple[Enrollment, CertificateRecord | None]]
+) -> Taken | None:
+    """Return what a renewal PIN renews, by the authenticator's own rule: also an expired one."""
+    for enrollment, record in rows:
+        if record is None or record.state not in (CertificateState.VALID, CertificateState.REVOKED):
+            continue
+        if (found := services.ra.certificate_of(enrollment.id)) is not None:
+            return Taken(enrollment, *found)
+    return None
+
+
 def require_redeemable(services: Services, invitation: Invitation) -> None:
-    """Let only those be asked for a PIN whom a PIN can help. Of the PIN itself this tells nothing.
+    """Let only those be asked for a PIN whom a PIN can help. It tells nothing of the PIN.
 
     Raises RegistrationClosed (cancelled), NotReleased, BadCredentials (dead; or expired with nothing
     left to take).
@@ -184,17 +196,17 @@ def issued_before(services: Services, number: str | None, spki_sha256: bytes) ->
     return None
 
 
-def renewals(services: Services, renewed: CertificateRecord) -> list[Taken]:
+def renewals(services: Services, renewed: CertificateRecord) -> tuple[Taken, ...]:
     """Return the valid certificates that renew exactly this one, newest first."""
     now = services.clock.now()
     rows = services.ra.of_invitation(renewed.invitation) if renewed.invitation else []
-    return [
+    return tuple(
         Taken(enrollment, *found)
         for enrollment, record in rows
         if enrollment.renews == renewed.enrollment and record is not None
         if record.state_at(now) is CertificateState.VALID
         if (found := services.ra.certificate_of(enrollment.id)) is not None
-    ]
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,4 +271,3 @@ def colon_hex(octets: bytes) -> str:
 def _last(name: x509.Name, oid: x509.ObjectIdentifier) -> str:
     found = name.get_attributes_for_oid(oid)
     return str(found[-1].value) if found else ""
-

@@ -4,13 +4,9 @@ GET and HEAD never change anything: mail scanners open every link. Each page fol
 store says about the registration, never from where the browser was before.
 """
 
-from base64 import b64encode
 from collections.abc import Coroutine, Sequence
-from typing import Any, Literal
 
 from aiohttp import web
-from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import NameOID
 
 from estserver import http
 from estserver.csr import CSR, read_csr
@@ -22,15 +18,12 @@ from estserver.errors import (
     NotFound,
     TooManyAttempts,
 )
-from estserver.invitations import FREE_TRIES
-from estserver.model import EnrollmentState, Invitation, Issued, KeyType, Origin, Pending, Renewal, Secret, Via
-from estserver.names import format_general_name
+from estserver.model import Invitation, Issued, KeyType, Origin, Pending, Renewal, Secret, Via
 from estserver.protocols import Services
 from estserver.ra import EnrollmentRequest
 from estserver.web import server_file
 from estserver.web.forms import Form, read_csr_field, read_form
 from estserver.web.pages import HOME, REGISTRATION_LANGUAGE, RENDER, Site
-from estserver.web.platforms import KINDS, detect
 from estserver.web.sessions import SessionEnded, Sessions, WebSession, check_origin
 from estserver.web.standing import (
     Standing,
@@ -41,15 +34,10 @@ from estserver.web.standing import (
     require_redeemable,
     standing,
 )
+from estserver.web.steps import Purpose, StepPages, unseal_password
 from estserver.web.trust import TrustPages
 
 __all__ = ["RENDER", "WebProtocol"]
-
-Purpose = Literal["new", "replace", "renew"]
-_SEALED_PASSWORD = "web-file-password"  # noqa: S105 - the purpose of a key, not a password
-_HINT_AFTER = 3
-"""Wrong PINs after which the page says how many tries are left."""
-_POLL_SECONDS = 5
 
 
 class WebProtocol:
@@ -65,6 +53,7 @@ class WebProtocol:
         self._sessions = Sessions(
             services.keyring, services.clock, services.settings.web.session_idle
         )
+        self._steps = StepPages(self._site, self._sessions, self._trust.root_path)
 
     def application(self) -> web.Application:
         """Return the routes of the web listener."""
@@ -91,33 +80,9 @@ class WebProtocol:
     async def _ask_pin(self, request: web.Request) -> web.Response:
         http.note(request, operation="pin")
         invitation = await self._open(request)
+        await self._services.run(require_redeemable, self._services, invitation)
         confirmed = self._sessions.find(request, invitation.number) is not None
-        return await self._step1(request, invitation, confirmed=confirmed)
-
-    async def _step1(
-        self,
-        request: web.Request,
-        invitation: Invitation,
-        *,
-        error: BadCredentials | TooManyAttempts | None = None,
-        confirmed: bool = False,
-    ) -> web.Response:
-        if error is None:
-            await self._services.run(require_redeemable, self._services, invitation)
-            return self._site.page(
-                request, "step1.html", step=1, confirmed=confirmed, tries=None, page={"kind": "pin"}
-            )
-        http.note(request, outcome=error.code)
-        tries = FREE_TRIES - invitation.pin_failures
-        return self._site.error(
-            request,
-            error,
-            "step1.html",
-            step=1,
-            confirmed=confirmed,
-            tries=tries if invitation.pin_failures >= _HINT_AFTER else None,
-            page={"kind": "pin"},
-        )
+        return self._steps.ask_pin(request, invitation, confirmed=confirmed)
 
     async def _confirm(self, request: web.Request) -> web.Response:
         http.note(request, operation="pin")
@@ -133,175 +98,82 @@ class WebProtocol:
                 source=http.source(request),
             )
         except (BadCredentials, TooManyAttempts) as error:
+            http.note(request, outcome=error.code)
             present = await self._services.run(self._services.invitations.get, invitation.number)
-            return await self._step1(request, present, error=error)
+            return self._steps.ask_pin(request, present, error=error)
         response = self._site.see(request[HOME])
         self._sessions.keep(response, self._sessions.begin(invitation))
         return response
 
-    # -- STEP2 and STEP3 -----------------------------------------------------------------------------
+    # -- STEP2 and STEP3 ---------------------------------------------------------------------------
 
     async def _show(self, request: web.Request) -> web.Response:
         http.note(request, operation="step")
         invitation = await self._open(request)
         session = self._sessions.find(request, invitation.number)
         if session is None:
-            return await self._step1(request, invitation)
+            await self._services.run(require_redeemable, self._services, invitation)
+            return self._steps.ask_pin(request, invitation)
         try:
             stand = await self._services.run(standing, self._services, session)
         except BadCredentials as error:
             if error.reason != "replaced":
                 raise
-            return await self._step1(request, invitation, error=error)
-        match stand.step:
-            case Step.ISSUE if stand.ended is not None and stand.units_left < 1:
-                page = self._site.page(request, "ended.html", step=3, ended=stand.ended)
-                return self._kept(session, page)
-            case Step.ISSUE:
-                purpose: Purpose = "new" if stand.renews is None else "renew"
-                return self._step2(request, session, stand, purpose)
-            case Step.WAIT:
-                return self._waiting(request, session, stand)
-            case Step.TAKE:
-                return self._step3(request, session, stand)
+            http.note(request, outcome=error.code)
+            return self._steps.ask_pin(request, invitation, error=error)
+        if stand.waiting is not None:
+            return self._steps.waiting(request, session, stand, stand.waiting)
+        if stand.step is Step.TAKE:
+            return self._steps.take(request, session, stand, _chosen(request, stand))
+        if stand.ended is not None and stand.units_left < 1:
+            return self._steps.ended(request, session, stand)
+        purpose: Purpose = "new" if stand.renews is None else "renew"
+        return self._steps.issue(request, session, stand, purpose)
 
     async def _show_another(self, request: web.Request) -> web.Response:
         http.note(request, operation="step")
         session = await self._signed_in(request)
         stand = await self._services.run(standing, self._services, session)
         if stand.units_left < 1 or stand.waiting is not None:
-            raise Conflict("this registration allows no further certificate", values={"reason": "no-units"})
-        return self._step2(request, session, stand, "new")
+            raise Conflict(
+                "this registration allows no further certificate", values={"reason": "no-units"}
+            )
+        return self._steps.issue(request, session, stand, "new")
 
     async def _show_replace(self, request: web.Request) -> web.Response:
         http.note(request, operation="replace")
         session = await self._signed_in(request)
+        # Says in words why it is not possible, where it is not.
+        await self._services.run(self._services.authenticator.replacement, session.credential)
         stand = await self._services.run(standing, self._services, session)
-        if not stand.replaceable:
-            # Says which of the reasons it is.
-            await self._services.run(self._services.authenticator.replacement, session.credential)
-        return self._step2(request, session, stand, "replace")
+        return self._steps.issue(request, session, stand, "replace")
 
-    def _step2(
-        self, request: web.Request, session: WebSession, stand: Standing, purpose: Purpose
-    ) -> web.Response:
-        invitation = stand.invitation
-        profile = self._services.profiles[invitation.profile]
-        grant = profile.grant(invitation)
-        issuer = self._services.chains[profile.settings.issuer][0]
-        password = server_file.generate_password().reveal()
-        now = self._services.clock.now()
-        return self._kept(
-            session,
-            self._site.page(
-                request,
-                "step2.html",
-                step=2,
-                purpose=purpose,
-                stand=stand,
-                profile=profile,
-                subject=[
-                    ("" if a.oid == NameOID.COMMON_NAME else a.rfc4514_attribute_name, a.value)
-                    for a in grant.subject
-                ],
-                names=[shown.split(":", 1) for shown in sorted(map(format_general_name, grant.names))],
-                issuer=facts(issuer.public_bytes(Encoding.DER)),
-                until=min(now + profile.settings.validity, issuer.not_valid_after_utc),
-                replaced=facts(stand.certificates[0].der) if purpose != "new" else None,
-                key_types=[key.value for key in profile.settings.keys if key is not KeyType.ED25519],
-                server_key=profile.settings.server_key and not invitation.approval,
-                server_password=password,
-                sealed_password=self._services.keyring.seal(
-                    _SEALED_PASSWORD, f"{session.id} {password}".encode()
-                ),
-                platform=detect(request.headers.get("User-Agent", "")),
-                **self._form_context(request, session),
-                page={
-                    "kind": "issue",
-                    "action": f"{request[HOME]}/issue",
-                    "key": f"{self._prefix(invitation.number)}{stand.attempts}",
-                },
-            ),
-        )
-
-    def _waiting(
-        self, request: web.Request, session: WebSession, stand: Standing
-    ) -> web.Response:
-        if stand.waiting is None:
-            raise NotFound("nothing waits")
-        profile = self._services.profiles[stand.invitation.profile]
-        response = self._site.page(
-            request,
-            "waiting.html",
-            step=2,
-            stand=stand,
-            profile=profile,
-            undecided=stand.waiting.state is EnrollmentState.PENDING,
-            refresh=30,
-            **self._form_context(request, session),
-            page={
-                "kind": "wait",
-                "state": stand.waiting.state.value,
-                "home": request[HOME],
-                "action": f"{request[HOME]}/issue",
-                "spki": stand.waiting.spki_sha256.hex(),
-                "prefix": self._prefix(stand.invitation.number),
-                "seconds": _POLL_SECONDS,
-            },
-        )
-        return self._kept(session, response)
-
-    def _step3(
-        self, request: web.Request, session: WebSession, stand: Standing
-    ) -> web.Response:
+    async def _download(self, request: web.Request) -> web.Response:
+        http.note(request, operation="download")
+        session = await self._signed_in(request)
+        stand = await self._services.run(standing, self._services, session)
+        if not stand.certificates:
+            raise NotFound("there is no certificate to take")
         taken = _chosen(request, stand)
         chain = self._services.ra.chain(taken.record.profile)
-        shown = facts(taken.der)
-        home = request[HOME]
-        response = self._site.page(
-            request,
-            "step3.html",
-            step=3,
-            stand=stand,
-            certificate=shown,
-            taken=taken.enrollment.taken_at is not None,
-            enrollment=taken.enrollment.id,
-            pem=f"{home}/certificate.pem?certificate={taken.enrollment.id}",
-            cer=f"{home}/certificate.cer?certificate={taken.enrollment.id}",
-            root=self._trust.root_path,
-            platform=detect(request.headers.get("User-Agent", "")),
-            kinds=KINDS,
-            replace=f"{home}/replace" if stand.replaceable else None,
-            another=f"{home}/another" if stand.units_left > 0 else None,
-            taken_action=f"{home}/taken",
-            **self._form_context(request, session),
-            page={
-                "kind": "take",
-                "prefix": self._prefix(stand.invitation.number),
-                "spki": taken.enrollment.spki_sha256.hex(),
-                "others": {
-                    other.enrollment.spki_sha256.hex(): f"{home}?certificate={other.enrollment.id}"
-                    for other in stand.certificates
-                    if other is not taken
-                },
-                "certificates": [b64encode(der).decode() for der in (taken.der, *chain)],
-                "name": shown.label,
-                "file": f"{shown.file_stem}.p12",
-            },
-        )
-        return self._kept(session, response)
+        ending = request.match_info["ending"]
+        return self._kept(session, self._site.certificate_file((taken.der, *chain), ending))
 
-    # -- POST ------------------------------------------------------------------------------------------
+    # -- POST --------------------------------------------------------------------------------------
 
     async def _issue(self, request: web.Request) -> web.StreamResponse:
         http.note(request, operation="issue")
         session, form = await self._submitted(request)
-        replace = form.text("purpose") == "replace"
-        origin = http.origin(request)
         if form.text("method") == "server":
             return await self._issue_with_server_key(request, session, form)
         csr = await self._services.run(read_csr, read_csr_field(form))
-        answer = await self._services.run(self._enroll, session, csr, replace, origin)
+        answer = await self._services.run(
+            self._enroll,
+            session,
+            csr,
+            replace=form.text("purpose") == "replace",
+            origin=http.origin(request),
+        )
         http.note(request, enrollment=answer.enrollment)
         response = self._kept(session, self._site.see(request[HOME]))
         if isinstance(answer, Pending):
@@ -310,7 +182,7 @@ class WebProtocol:
         return await http.delivered(response, request)
 
     def _enroll(
-        self, session: WebSession, csr: CSR, replace: bool, origin: Origin  # noqa: FBT001
+        self, session: WebSession, csr: CSR, *, replace: bool, origin: Origin
     ) -> Issued | Pending:
         """Enroll; the same key gets the same certificate, whatever has been spent meanwhile."""
         authenticator, ra = self._services.authenticator, self._services.ra
@@ -335,15 +207,12 @@ class WebProtocol:
         if not profile.settings.server_key or invitation.approval:
             raise NotEntitled("the server makes no keys for this registration")
         key_type = _key_type(form.text("key-type"), profile.settings.keys)
-        unsealed = self._services.keyring.unseal(_SEALED_PASSWORD, form.text("server-password"))
-        owner, _, password = unsealed.decode().partition(" ")
-        if owner != session.id:
-            raise BadInput("the password belongs to another session: reload the page")
+        password = unseal_password(self._services.keyring, session, form.text("server-password"))
         file, name = await self._services.run(
             self._make_file,
             session,
             key_type,
-            Secret(password),
+            password,
             compatible=form.text("format") == "compatible",
             replace=form.text("purpose") == "replace",
             origin=http.origin(request),
@@ -351,7 +220,7 @@ class WebProtocol:
         response = self._site.file(file, server_file.CONTENT_TYPE, name)
         return await http.delivered(self._kept(session, response), request)
 
-    def _make_file(  # noqa: PLR0913 - one call over the thread border
+    def _make_file(
         self,
         session: WebSession,
         key_type: KeyType,
@@ -362,7 +231,7 @@ class WebProtocol:
         origin: Origin,
     ) -> tuple[bytes, str]:
         key, csr = server_file.make_key(key_type)
-        answer = self._enroll(session, csr, replace, origin)
+        answer = self._enroll(session, csr, replace=replace, origin=origin)
         if isinstance(answer, Pending):
             raise Conflict("a key made here cannot wait for approval")
         profile = self._services.ra.enrollment(answer.enrollment).profile
@@ -391,28 +260,15 @@ class WebProtocol:
         )
         return self._kept(session, self._site.see(f"{request[HOME]}?certificate={wanted}"))
 
-    async def _download(self, request: web.Request) -> web.Response:
-        http.note(request, operation="download")
-        session = await self._signed_in(request)
-        stand = await self._services.run(standing, self._services, session)
-        if not stand.certificates:
-            raise NotFound("there is no certificate to take")
-        taken = _chosen(request, stand)
-        chain = self._services.ra.chain(taken.record.profile)
-        ending = request.match_info["ending"]
-        return self._kept(session, self._site.certificate_file((taken.der, *chain), ending))
-
-    # -- shared ----------------------------------------------------------------------------------------
+    # -- shared ------------------------------------------------------------------------------------
 
     async def _open(self, request: web.Request) -> Invitation:
-        """Find the invitation of the URL and remember its language and page for what is rendered."""
+        """Find the invitation of the URL; its language and page go into whatever is rendered."""
         token = request.match_info["token"]
         invitation = await self._services.run(self._services.invitations.by_token, token)
         request[REGISTRATION_LANGUAGE] = invitation.language
         request[HOME] = f"/e/{token}"
-        http.note(
-            request, applicant=f"invitation {invitation.number}", profile=invitation.profile
-        )
+        http.note(request, applicant=f"invitation {invitation.number}", profile=invitation.profile)
         return invitation
 
     async def _signed_in(self, request: web.Request) -> WebSession:
@@ -434,17 +290,6 @@ class WebProtocol:
     def _kept(self, session: WebSession, response: web.Response) -> web.Response:
         self._sessions.keep(response, session)
         return response
-
-    def _form_context(self, request: web.Request, session: WebSession) -> dict[str, Any]:
-        return {
-            "csrf": self._sessions.csrf_token(session.id),
-            "home": request[HOME],
-            "idle_seconds": int(self._sessions.idle.total_seconds()),
-        }
-
-    def _prefix(self, number: str) -> str:
-        """Name the keys of an invitation in the browser's store; the number is nobody's business."""
-        return self._services.keyring.mac("web-keystore", number.encode()).hex()[:32] + "/"
 
 
 def _chosen(request: web.Request, stand: Standing) -> Taken:

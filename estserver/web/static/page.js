@@ -9,12 +9,13 @@ import { startWaiting } from './waiting.js';
 
 /** The server says days in UTC; the reader lives in a zone of their own. @param {ParentNode} root */
 function localizeTimes(root) {
-  const format = new Intl.DateTimeFormat(document.documentElement.lang, {
-    dateStyle: 'long',
-    timeStyle: 'short',
-  });
+  const { lang } = document.documentElement;
+  const day = new Intl.DateTimeFormat(lang, { dateStyle: 'long' });
+  const minute = new Intl.DateTimeFormat(lang, { dateStyle: 'long', timeStyle: 'short' });
   for (const time of root.querySelectorAll('time')) {
-    time.textContent = format.format(new Date(time.dateTime));
+    const moment = new Date(time.dateTime);
+    time.textContent = day.format(moment);
+    time.title = minute.format(moment);
   }
 }
 
