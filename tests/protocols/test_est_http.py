@@ -342,10 +342,12 @@ def test_a_silent_client_is_cut_off(make_live: Callable[[str], Live]) -> None:
 # -- errors --------------------------------------------------------------------------------------
 
 
+def name_of(kind: type[Error]) -> str:
+    return kind.__name__
+
+
 @pytest.mark.row("EST-117")
-@pytest.mark.parametrize(
-    "kind", sorted(subclasses(Error) - {Error}, key=lambda kind: kind.__name__)
-)
+@pytest.mark.parametrize("kind", sorted(subclasses(Error) - {Error}, key=name_of), ids=name_of)
 def test_every_error_has_a_status_of_the_known_set(kind: type[Error]) -> None:
     assert any(base in RENDER for base in kind.__mro__)
     error = kind.__new__(kind)
