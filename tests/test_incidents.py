@@ -1,26 +1,36 @@
 """What went wrong elsewhere, tried here across doors and files (rows INC-n)."""
 
 import socket
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from http.client import HTTPResponse
 from pathlib import Path
 from typing import Self
+from urllib.parse import quote
 
 import aiohttp.http_parser
 import pytest
 import sqlalchemy as sa
+from click.testing import CliRunner
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.x509 import ocsp
 from cryptography.x509.name import _ASN1Type
 
+from estserver.authentication import ConfirmedPIN
+from estserver.cli import main
+from estserver.csr import read_csr
 from estserver.errors import ConfigurationError
-from estserver.model import Door
+from estserver.invitations import Handover
+from estserver.model import Door, Via
+from estserver.ra import EnrollmentRequest
 from estserver.server import open_core
 from estserver.store.tables import certificates, invitations
-from tests.live import Holder, Key, Live, Workshop, new_key
+from tests.live import ORIGIN, Answer, Holder, Key, Live, Workshop, new_key
 from tests.protocols.est_wire import (
     Wire,
     common_name,
@@ -29,6 +39,7 @@ from tests.protocols.est_wire import (
     issued,
     names_of,
     post,
+    raw_csr,
     tls12,
     units_used,
 )
@@ -334,3 +345,173 @@ def test_a_certificate_does_not_renew_past_the_end_of_its_registration(live: Liv
     before = _count(live)
     assert not any(_renews(live, holder) for _ in range(5))
     assert _count(live) == before
+
+
+# -- every door refuses alike ----------------------------------------------------------------------
+
+
+@dataclass
+class Visitor:
+    """A browser without JavaScript: opens the link, types the PIN, uploads a CSR."""
+
+    live: Live
+    handover: Handover
+    cookie: str = ""
+    csrf: str = ""
+
+    def __post_init__(self) -> None:
+        assert self.handover.pin is not None
+        assert self.handover.token is not None
+        self.path = f"/e/{self.handover.token.reveal()}"
+        answer = self.post(self.path, f"pin={self.handover.pin.reveal()}")
+        assert answer.status == 303
+        self.cookie = answer.headers["Set-Cookie"].partition(";")[0]
+        page = self.live.request("GET", self.path, listener="web", headers={"Cookie": self.cookie})
+        self.csrf = page.body.decode().partition('name="csrf" value="')[2].partition('"')[0]
+
+    def post(self, path: str, form: str) -> Answer:
+        headers = {
+            "Content-Type": "application/x-www-form-urlencoded",
+            "Cookie": self.cookie,
+            "Origin": self.live.url("web"),
+        }
+        return self.live.request("POST", path, listener="web", body=form.encode(), headers=headers)
+
+    def issue(self, body: bytes, also: str = "") -> Answer:
+        form = f"csrf={self.csrf}&purpose=new&method=csr&csr={quote(body, safe='')}{also}"
+        return self.post(f"{self.path}/issue", form)
+
+
+def _outcomes(live: Live, via: str) -> Counter[str]:
+    """Return how often each outcome was counted at a door."""
+    lines = live.request("GET", "/metrics", listener="management").body.decode().splitlines()
+    found: Counter[str] = Counter()
+    for line in lines:
+        if line.startswith("estserver_requests_total{") and f'via="{via}"' in line:
+            found[line.partition('outcome="')[2].partition('"')[0]] += int(float(line.split()[-1]))
+    return found
+
+
+def _of_another_registration(live: Live) -> bytes:
+    taken = live.enroll(live.invite("device", device_id="taken"))
+    return csr(key=taken.key)
+
+
+def _signed_by_another_key(_live: Live) -> bytes:
+    other = new_key().public_key()
+    return raw_csr(spki=other.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
+
+
+def _cancel(live: Live, handover: Handover) -> None:
+    live.core.invitations.cancel(handover.invitation.number, by="test", origin=ORIGIN)
+
+
+def _let_expire(live: Live, _handover: Handover) -> None:
+    live.clock.advance(timedelta(minutes=11))
+
+
+def _use_up(live: Live, handover: Handover) -> None:
+    live.enroll(handover)
+
+
+def _nothing(_live: Live, _handover: Handover) -> None:
+    """Leave the registration as it is."""
+
+
+@pytest.mark.row("INC-6")
+@pytest.mark.parametrize(
+    ("body", "before", "code"),
+    [
+        (lambda _: csr(names=(x509.DNSName("a.example"),)), _nothing, "names-not-allowed"),
+        (lambda _: csr(subject="somebody-else"), _nothing, "names-not-allowed"),
+        (lambda _: csr(key=ec.generate_private_key(ec.SECP521R1())), _nothing, "key-not-allowed"),
+        (_of_another_registration, _nothing, "key-not-allowed"),
+        (lambda _: b"bm90IGEgQ1NS", _nothing, "bad-csr"),
+        (_signed_by_another_key, _nothing, "bad-csr"),
+        (lambda _: csr(), _cancel, "registration-closed"),
+        (lambda _: csr(), _let_expire, "bad-credentials"),
+        (lambda _: csr(), _use_up, "already-issued"),
+    ],
+)
+def test_a_refusal_is_the_same_through_every_door(
+    body: Callable[[Live], bytes],
+    before: Callable[[Live, Handover], None],
+    code: str,
+    live: Live,
+) -> None:
+    both = frozenset({Door.WEB, Door.EST})
+    handover = live.invite("person", doors=both, expires=timedelta(minutes=10))
+    visitor = Visitor(live, handover)
+    before(live, handover)
+    asked = body(live)
+    spent, count = units_used(live, handover), _count(live)
+    doors: dict[str, Callable[[], Answer]] = {
+        "est": lambda: post(live, asked, by=handover),
+        "web": lambda: visitor.issue(asked),
+    }
+    seen = {}
+    for via, ask in doors.items():
+        earlier = _outcomes(live, via)
+        answer = ask()
+        assert 400 <= answer.status < 500, via
+        seen[via] = dict(_outcomes(live, via) - earlier)
+    assert seen == {"est": {code: 1}, "web": {code: 1}}
+    assert (units_used(live, handover), _count(live)) == (spent, count)
+
+
+@pytest.mark.row("INC-16")
+@pytest.mark.parametrize("field", ["csrf", "purpose", "method", "csr"])
+def test_a_form_field_that_comes_twice_is_refused(field: str, shared: Live) -> None:
+    handover = shared.invite("person")
+    answer = Visitor(shared, handover).issue(csr(), also=f"&{field}=x")
+    assert answer.status == 400
+    assert (issued(shared, handover), units_used(shared, handover)) == ([], 0)
+
+
+@pytest.mark.row("INC-16", "A-20")
+def test_a_name_never_becomes_markup(shared: Live) -> None:
+    name = "<svg onload=alert(1)>\"'&"
+    handover = shared.invite("person", name=name)
+    visitor = Visitor(shared, handover)
+    page = shared.request("GET", visitor.path, listener="web", headers={"Cookie": visitor.cookie})
+    assert b"&lt;svg onload" in page.body
+    assert b"<svg onload" not in page.body
+
+
+# -- revocation hits what it names -----------------------------------------------------------------
+
+
+@pytest.mark.row("INC-10")
+def test_a_replacement_revokes_the_owners_certificate_and_no_other(live: Live) -> None:
+    mine, others = live.invite("device", device_id="mine"), live.invite("device", device_id="other")
+    live.enroll(mine)
+    live.enroll(others)
+    invitation = live.core.invitations.get(mine.invitation.number)
+    credential = ConfirmedPIN(invitation.number, invitation.pin_generation)
+    entitlement = live.core.authenticator.replacement(credential)
+    live.core.ra.enroll(EnrollmentRequest(entitlement, read_csr(csr()), Via.WEB, ORIGIN))
+    assert [record.state for record in issued(live, mine)] == ["valid", "revoked"]
+    assert [record.state for record in issued(live, others)] == ["valid"]
+
+
+@pytest.mark.row("INC-33", "INC-30")
+def test_revocation_says_which_certificate_it_hit_and_crl_and_ocsp_agree(live: Live) -> None:
+    one = live.enroll(live.invite("device", device_id="one"), subject="one").certificate
+    two = live.enroll(live.invite("device", device_id="two"), subject="two").certificate
+    command = ["--config", str(live.directory / "estserver.toml"), "certificates", "revoke"]
+    serial = f"{one.serial_number:x}"
+    hold = CliRunner().invoke(main, [*command, serial, "--reason", "certificateHold"])
+    assert hold.exit_code == 2
+    done = CliRunner().invoke(main, [*command, serial, "--reason", "superseded"])
+    assert (done.exit_code, serial in done.output) == (0, True)
+    live.core.status.publish_due()
+    crl = x509.load_der_x509_crl(live.core.status.crl("issuing").der)
+    assert [entry.serial_number for entry in crl] == [one.serial_number]
+    states = []
+    for certificate in (one, two):
+        issuer = live.core.chains["issuing"][0]
+        asked = ocsp.OCSPRequestBuilder().add_certificate(certificate, issuer, hashes.SHA1())
+        question = asked.build().public_bytes(Encoding.DER)
+        answer = ocsp.load_der_ocsp_response(live.core.status.answer(question).der)
+        states.append(answer.certificate_status)
+    assert states == [ocsp.OCSPCertStatus.REVOKED, ocsp.OCSPCertStatus.GOOD]
