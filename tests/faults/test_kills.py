@@ -160,7 +160,7 @@ def _run_killed(process: Process, failpoint: str, kills: int, seed: int) -> list
 
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("failpoint", failpoints.NAMES)
-@pytest.mark.row("EST-064", "INC-25", "INC-35")
+@pytest.mark.row("EST-064", "INC-25", "INC-35", "I1", "I2", "I3", "I7", "I9")
 def test_nothing_is_lost_when_the_server_dies_at(
     process: Process, failpoint: str, request: pytest.FixtureRequest
 ) -> None:

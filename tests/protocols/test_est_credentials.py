@@ -403,7 +403,7 @@ def test_a_pin_for_the_web_only_opens_nothing_here(live: Live) -> None:
 # -- secrets -------------------------------------------------------------------------------------
 
 
-@pytest.mark.row("EST-068")
+@pytest.mark.row("EST-068", "INC-20", "A-25")
 def test_no_pin_and_no_credential_is_found_anywhere(
     live: Live, capfd: pytest.CaptureFixture[str]
 ) -> None:
