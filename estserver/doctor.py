@@ -5,6 +5,7 @@ Nothing here changes anything. A check that cannot be made is a bad finding, nev
 
 import asyncio
 import ipaddress
+import logging
 import shutil
 import stat
 from collections.abc import Callable, Iterator, Mapping
@@ -279,6 +280,8 @@ def pkix_linter() -> Callable[[x509.Certificate], tuple[set[str], set[str]]]:
         ],
     )
     severity = validation.ValidationFindingSeverity
+    # It tells about every node of every certificate.
+    logging.getLogger("pkilint").setLevel(logging.WARNING)
 
     def judge(draft: x509.Certificate) -> tuple[set[str], set[str]]:
         document = loader.load_der_certificate(draft.public_bytes(Encoding.DER), "draft")

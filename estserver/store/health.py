@@ -36,4 +36,4 @@ def count_events(tx: Transaction) -> int:
 def count_letters(tx: Transaction) -> dict[str, int]:
     """Return how many letters are queued, sent and failed."""
     query = sa.select(outbox.c.state, sa.func.count()).group_by(outbox.c.state)
-    return dict(tx.connection.execute(query).tuples().all())
+    return {row[0]: row[1] for row in tx.connection.execute(query)}
