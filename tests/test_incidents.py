@@ -515,3 +515,29 @@ def test_revocation_says_which_certificate_it_hit_and_crl_and_ocsp_agree(live: L
         answer = ocsp.load_der_ocsp_response(live.core.status.answer(question).der)
         states.append(answer.certificate_status)
     assert states == [ocsp.OCSPCertStatus.REVOKED, ocsp.OCSPCertStatus.GOOD]
+
+
+# -- whoever cannot be judged gets nothing ---------------------------------------------------------
+
+
+@pytest.mark.row("INC-7")
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("names", ["no kind of name"]),
+        ("names", {"dns": 1}),
+        ("doors", "sideways"),
+        ("language", "tlh"),
+        ("profile", "gone"),
+        ("created_at", 10**18),
+    ],
+)
+def test_an_authorizer_that_fails_issues_nothing(column: str, value: object, live: Live) -> None:
+    handover = live.invite("device", units=9)
+    holder = live.enroll(handover)
+    before = _count(live)
+    broken = sa.update(invitations).values({column: value})
+    live.core.store.write(lambda tx: tx.change(broken))
+    assert post(live, csr(), by=handover).status >= 400
+    assert not _renews(live, holder)
+    assert _count(live) == before
