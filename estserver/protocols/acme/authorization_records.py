@@ -1,0 +1,258 @@
+"""Authorizations and challenges: rows in, frozen values out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from estserver.protocols.acme.problems import Identifier
+from estserver.protocols.acme.states import (
+    AuthorizationStatus,
+    ChallengeStatus,
+    authorization_status,
+)
+from estserver.protocols.acme.tables import authorizations, challenges
+from estserver.store import Transaction, from_unix, to_unix
+
+
+@dataclass(frozen=True, slots=True)
+class Challenge:
+    """One challenge; `thumbprint` is that of the account key when the client responded.
+
+    `due_at` is when the next attempt may begin, None where none will.
+    """
+
+    id: str
+    authorization: str
+    type: str
+    token: str
+    status: ChallengeStatus
+    thumbprint: str | None
+    attempts: int
+    due_at: datetime | None
+    validated_at: datetime | None
+    error: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Authorization:
+    """One authorization; `rule` says by what it was born valid, None where a challenge decides.
+
+    The identifier of a wildcard stands without its `*.` (RFC 8555 §7.1.3).
+    """
+
+    id: str
+    account: str
+    identifier: Identifier
+    wildcard: bool
+    rule: str | None
+    deactivated: bool
+    expires_at: datetime
+    challenges: tuple[Challenge, ...]
+
+    def status(self, now: datetime) -> AuthorizationStatus:
+        """Return the status at `now`."""
+        return authorization_status(
+            (challenge.status for challenge in self.challenges),
+            deactivated=self.deactivated,
+            expires=self.expires_at,
+            now=now,
+        )
+
+
+def _challenge(row: sa.Row[Any]) -> Challenge:
+    return Challenge(
+        id=row.id,
+        authorization=row.authorization,
+        type=row.type,
+        token=row.token,
+        status=ChallengeStatus(row.status),
+        thumbprint=row.thumbprint,
+        attempts=row.attempts,
+        due_at=None if row.due_at is None else from_unix(row.due_at),
+        validated_at=None if row.validated_at is None else from_unix(row.validated_at),
+        error=row.error,
+    )
+
+
+def add_authorization(tx: Transaction, authorization: Authorization) -> None:
+    """Insert an authorization and its challenges."""
+    tx.insert_new(
+        authorizations,
+        id=authorization.id,
+        account=authorization.account,
+        type=authorization.identifier.type,
+        value=authorization.identifier.value,
+        wildcard=authorization.wildcard,
+        rule=authorization.rule,
+        deactivated=authorization.deactivated,
+        expires_at=to_unix(authorization.expires_at),
+        created_at=tx.at,
+    )
+    for one in authorization.challenges:
+        tx.insert_new(
+            challenges,
+            id=one.id,
+            authorization=authorization.id,
+            type=one.type,
+            token=one.token,
+            status=one.status.value,
+            attempts=0,
+            validated_at=None if one.validated_at is None else to_unix(one.validated_at),
+            error=sa.null(),
+        )
+
+
+def authorizations_of(tx: Transaction, identifiers: Sequence[str]) -> dict[str, Authorization]:
+    """Return the authorizations with these ids, by id."""
+    return _load(tx, authorizations.c.id.in_(identifiers))
+
+
+def authorization(tx: Transaction, identifier: str) -> Authorization | None:
+    """Find an authorization by its id."""
+    return authorizations_of(tx, [identifier]).get(identifier)
+
+
+def live_authorizations(
+    tx: Transaction, account_id: str, values: Sequence[str]
+) -> list[Authorization]:
+    """List an account's authorizations for these names that are neither given up nor expired."""
+    found = _load(
+        tx,
+        sa.and_(
+            authorizations.c.account == account_id,
+            authorizations.c.value.in_(values),
+            authorizations.c.deactivated.is_(False),
+            authorizations.c.expires_at > tx.at,
+        ),
+    )
+    return list(found.values())
+
+
+def _load(tx: Transaction, condition: sa.ColumnElement[bool]) -> dict[str, Authorization]:
+    rows = tx.connection.execute(sa.select(authorizations).where(condition)).all()
+    found: dict[str, list[Challenge]] = {row.id: [] for row in rows}
+    query = (
+        sa.select(challenges)
+        .where(challenges.c.authorization.in_(list(found)))
+        .order_by(challenges.c.type)
+    )
+    for each in tx.connection.execute(query):
+        found[each.authorization].append(_challenge(each))
+    return {
+        row.id: Authorization(
+            id=row.id,
+            account=row.account,
+            identifier=Identifier(row.type, row.value),
+            wildcard=row.wildcard,
+            rule=row.rule,
+            deactivated=row.deactivated,
+            expires_at=from_unix(row.expires_at),
+            challenges=tuple(found[row.id]),
+        )
+        for row in rows
+    }
+
+
+def deactivate_authorization(tx: Transaction, identifier: str) -> None:
+    """Note that the client gave an authorization up."""
+    tx.change(
+        sa.update(authorizations).where(authorizations.c.id == identifier).values(deactivated=True)
+    )
+
+
+def challenge(tx: Transaction, identifier: str) -> Challenge | None:
+    """Find a challenge by its id."""
+    query = sa.select(challenges).where(challenges.c.id == identifier)
+    row = tx.connection.execute(query).one_or_none()
+    return None if row is None else _challenge(row)
+
+
+def begin_challenge(tx: Transaction, identifier: str, *, thumbprint: str) -> bool:
+    """Take a pending challenge into processing, due at once; False if it is not pending."""
+    return (
+        tx.change(
+            sa.update(challenges)
+            .where(
+                challenges.c.id == identifier, challenges.c.status == ChallengeStatus.PENDING.value
+            )
+            .values(status=ChallengeStatus.PROCESSING.value, thumbprint=thumbprint, due_at=tx.at)
+        )
+        == 1
+    )
+
+
+def hasten_challenge(tx: Transaction, identifier: str, *, due_before: datetime) -> bool:
+    """Make a challenge that waits beyond `due_before` due now: the client asked for it (§8.2)."""
+    return (
+        tx.change(
+            sa.update(challenges)
+            .where(
+                challenges.c.id == identifier,
+                challenges.c.status == ChallengeStatus.PROCESSING.value,
+                challenges.c.due_at <= to_unix(due_before),
+                challenges.c.due_at > tx.at,
+            )
+            .values(due_at=tx.at)
+        )
+        == 1
+    )
+
+
+def due_challenges(tx: Transaction, *, limit: int) -> list[Challenge]:
+    """List challenges whose next attempt may begin, oldest first."""
+    query = (
+        sa.select(challenges)
+        .where(
+            challenges.c.status == ChallengeStatus.PROCESSING.value,
+            challenges.c.due_at <= tx.at,
+        )
+        .order_by(challenges.c.due_at)
+        .limit(limit)
+    )
+    return [_challenge(row) for row in tx.connection.execute(query)]
+
+
+def lease_challenge(tx: Transaction, seen: Challenge, *, until: datetime) -> bool:
+    """Take one attempt: nobody else will before `until`. False if somebody has taken it."""
+    return (
+        tx.change(
+            sa.update(challenges)
+            .where(
+                challenges.c.id == seen.id,
+                challenges.c.status == ChallengeStatus.PROCESSING.value,
+                challenges.c.attempts == seen.attempts,
+            )
+            .values(attempts=seen.attempts + 1, due_at=to_unix(until))
+        )
+        == 1
+    )
+
+
+def settle_challenge(
+    tx: Transaction,
+    identifier: str,
+    *,
+    status: ChallengeStatus,
+    error: Mapping[str, Any] | None,
+    due_at: datetime | None,
+) -> bool:
+    """Record how an attempt ended; `status` processing leaves it for the next one at `due_at`."""
+    return (
+        tx.change(
+            sa.update(challenges)
+            .where(
+                challenges.c.id == identifier,
+                challenges.c.status == ChallengeStatus.PROCESSING.value,
+            )
+            .values(
+                status=status.value,
+                error=sa.null() if error is None else dict(error),
+                due_at=None if due_at is None else to_unix(due_at),
+                validated_at=tx.at if status is ChallengeStatus.VALID else None,
+            )
+        )
+        == 1
+    )

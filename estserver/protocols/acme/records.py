@@ -1,0 +1,231 @@
+"""Accounts, nonces and orders: rows in, frozen values out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from estserver.protocols.acme.keys import AccountKey, stored_key
+from estserver.protocols.acme.problems import Identifier
+from estserver.protocols.acme.states import AccountStatus
+from estserver.protocols.acme.tables import accounts, nonces, orders
+from estserver.store import Transaction, from_unix, to_unix
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """One account; `terms` is the URL that was agreed to, `binding` the EAB as it was sent."""
+
+    id: str
+    key: AccountKey
+    status: AccountStatus
+    contacts: tuple[str, ...]
+    terms: str | None
+    invitation: str | None
+    binding: Mapping[str, Any] | None
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One order; `authorizations` are ids in the order of `identifiers`."""
+
+    id: str
+    account: str
+    identifiers: tuple[Identifier, ...]
+    profile: str
+    authorizations: tuple[str, ...]
+    replaces: str | None
+    error: Mapping[str, Any] | None
+    expires_at: datetime
+    created_at: datetime
+
+    @property
+    def authority_key(self) -> str:
+        """The key of the authority its enrollment draws on (`model.ACMEOrder`)."""
+        return f"order:{self.id}"
+
+
+# -- nonces ---------------------------------------------------------------------------------------
+
+
+def redeem_nonce(tx: Transaction, nonce: str, *, expires_at: datetime) -> bool:
+    """Note that a nonce was used; False if it had been."""
+    return tx.insert_new(nonces, nonce=nonce, expires_at=to_unix(expires_at) + 1)
+
+
+def forget_nonces(tx: Transaction) -> int:
+    """Delete used nonces that are too old to be taken anyway; return how many."""
+    return tx.change(sa.delete(nonces).where(nonces.c.expires_at < tx.at))
+
+
+# -- accounts -------------------------------------------------------------------------------------
+
+
+def _account(row: sa.Row[Any]) -> Account:
+    return Account(
+        id=row.id,
+        key=stored_key(row.jwk),
+        status=AccountStatus(row.status),
+        contacts=tuple(row.contacts),
+        terms=row.terms,
+        invitation=row.invitation,
+        binding=row.binding,
+        created_at=from_unix(row.created_at),
+    )
+
+
+def add_account(tx: Transaction, account: Account) -> bool:
+    """Insert an account; False if its key or its invitation has one already."""
+    return tx.insert_new(
+        accounts,
+        id=account.id,
+        thumbprint=account.key.thumbprint,
+        jwk=dict(account.key.jwk),
+        status=account.status.value,
+        contacts=list(account.contacts),
+        terms=account.terms,
+        invitation=account.invitation,
+        binding=sa.null() if account.binding is None else dict(account.binding),
+        created_at=to_unix(account.created_at),
+    )
+
+
+def account(tx: Transaction, identifier: str) -> Account | None:
+    """Find an account by its id."""
+    query = sa.select(accounts).where(accounts.c.id == identifier)
+    row = tx.connection.execute(query).one_or_none()
+    return None if row is None else _account(row)
+
+
+def account_by_key(tx: Transaction, thumbprint: str) -> Account | None:
+    """Find the account whose key has this thumbprint."""
+    query = sa.select(accounts).where(accounts.c.thumbprint == thumbprint)
+    row = tx.connection.execute(query).one_or_none()
+    return None if row is None else _account(row)
+
+
+def account_of_invitation(tx: Transaction, number: str) -> Account | None:
+    """Find the account that an invitation was bound to."""
+    query = sa.select(accounts).where(accounts.c.invitation == number)
+    row = tx.connection.execute(query).one_or_none()
+    return None if row is None else _account(row)
+
+
+def change_account(
+    tx: Transaction, identifier: str, *, contacts: Sequence[str] | None, terms: str | None
+) -> bool:
+    """Change what is not None of a valid account; False if it is not valid any more."""
+    values: dict[str, Any] = {} if contacts is None else {"contacts": list(contacts)}
+    if terms is not None:
+        values["terms"] = terms
+    return (
+        tx.change(
+            sa.update(accounts)
+            .where(accounts.c.id == identifier, accounts.c.status == AccountStatus.VALID.value)
+            .values(**(values or {"status": AccountStatus.VALID.value}))
+        )
+        == 1
+    )
+
+
+def close_account(tx: Transaction, identifier: str, status: AccountStatus) -> bool:
+    """Deactivate or revoke a valid account; False if it is not valid any more."""
+    return (
+        tx.change(
+            sa.update(accounts)
+            .where(accounts.c.id == identifier, accounts.c.status == AccountStatus.VALID.value)
+            .values(status=status.value)
+        )
+        == 1
+    )
+
+
+def change_key(tx: Transaction, before: Account, key: AccountKey) -> bool:
+    """Give a valid account another key; False if account or old key are not as they were."""
+    return (
+        tx.change(
+            sa.update(accounts)
+            .where(
+                accounts.c.id == before.id,
+                accounts.c.thumbprint == before.key.thumbprint,
+                accounts.c.status == AccountStatus.VALID.value,
+            )
+            .values(thumbprint=key.thumbprint, jwk=dict(key.jwk))
+        )
+        == 1
+    )
+
+
+# -- orders ---------------------------------------------------------------------------------------
+
+
+def _order(row: sa.Row[Any]) -> Order:
+    return Order(
+        id=row.id,
+        account=row.account,
+        identifiers=tuple(Identifier(*pair) for pair in row.identifiers),
+        profile=row.profile,
+        authorizations=tuple(row.authorizations),
+        replaces=row.replaces,
+        error=row.error,
+        expires_at=from_unix(row.expires_at),
+        created_at=from_unix(row.created_at),
+    )
+
+
+def add_order(tx: Transaction, order: Order) -> None:
+    """Insert an order."""
+    tx.insert_new(
+        orders,
+        id=order.id,
+        account=order.account,
+        identifiers=[[identifier.type, identifier.value] for identifier in order.identifiers],
+        profile=order.profile,
+        authorizations=list(order.authorizations),
+        replaces=order.replaces,
+        error=sa.null(),
+        expires_at=to_unix(order.expires_at),
+        created_at=to_unix(order.created_at),
+    )
+
+
+def order(tx: Transaction, identifier: str) -> Order | None:
+    """Find an order by its id."""
+    row = tx.connection.execute(sa.select(orders).where(orders.c.id == identifier)).one_or_none()
+    return None if row is None else _order(row)
+
+
+def orders_page(
+    tx: Transaction, account_id: str, *, after: Order | None, limit: int
+) -> list[Order]:
+    """List an account's orders, newest first; `after` is the last one of the page before."""
+    query = (
+        sa.select(orders)
+        .where(orders.c.account == account_id)
+        .order_by(orders.c.created_at.desc(), orders.c.id.desc())
+        .limit(limit)
+    )
+    if after is not None:
+        query = query.where(
+            sa.tuple_(orders.c.created_at, orders.c.id)
+            < sa.tuple_(to_unix(after.created_at), after.id)
+        )
+    return [_order(row) for row in tx.connection.execute(query)]
+
+
+def orders_replacing(tx: Transaction, certificate_id: str) -> list[Order]:
+    """List the orders that said they replace a certificate (RFC 9773 §5)."""
+    query = sa.select(orders).where(orders.c.replaces == certificate_id)
+    return [_order(row) for row in tx.connection.execute(query)]
+
+
+def fail_order(tx: Transaction, identifier: str, error: Mapping[str, Any]) -> None:
+    """Note that an order failed for good, and why."""
+    tx.change(
+        sa.update(orders)
+        .where(orders.c.id == identifier, orders.c.error.is_(None))
+        .values(error=dict(error))
+    )
