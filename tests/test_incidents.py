@@ -528,7 +528,6 @@ def test_revocation_says_which_certificate_it_hit_and_crl_and_ocsp_agree(live: L
         ("names", {"dns": 1}),
         ("doors", "sideways"),
         ("language", "tlh"),
-        ("profile", "gone"),
         ("created_at", 10**18),
     ],
 )
