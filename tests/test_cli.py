@@ -113,6 +113,7 @@ def _enroll(live: Live, invited: Any, status: int = 200) -> Holder | None:
 # -- init ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.row("EST-047")
 def test_init_prints_the_roots_fingerprint_and_the_urls(tmp_path: Path) -> None:
     directory = tmp_path / "new"
     result = CliRunner().invoke(

@@ -137,7 +137,7 @@ def test_wrong_credentials_are_ignored_where_none_are_needed(
         assert (answer.status, answer.body) == (200, get(shared, path).body)
 
 
-@pytest.mark.row("EST-042", "EST-116")
+@pytest.mark.row("EST-042", "EST-116", "SEED-20")
 def test_without_a_label_a_known_applicant_gets_the_chain_of_their_own_issuer(
     make_live: Callable[[str], Live],
 ) -> None:
