@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
+import structlog
 from aiohttp import web
 from aiohttp.typedefs import Handler
 from aiohttp.web_protocol import RequestHandler
@@ -18,6 +19,8 @@ from estserver.config import Limits, Listener
 from estserver.errors import ConfigurationError
 from estserver.model import Secret
 from estserver.protocols import EnrollmentProtocol
+
+log = structlog.get_logger("estserver.listeners")
 
 _NO_CHECK_TIME = 0x200000
 """X509_V_FLAG_NO_CHECK_TIME: expired certificates reach the application, which says so in words."""
@@ -57,10 +60,10 @@ def combine(doors: Sequence[EnrollmentProtocol]) -> web.Application:
     """Put several doors behind one listener, the longest prefix first.
 
     aiohttp's add_subapp cannot mount at the root, and middlewares of a parent would leak into
-    every door, so each door keeps an application of its own. The parent has one middleware that
-    does nothing: without any, aiohttp does not run those of the doors.
+    every door, so each door keeps an application of its own. The parent's one middleware is there
+    for `_close_silent`; without any, aiohttp would not run those of the doors either.
     """
-    parent = web.Application(middlewares=[_pass_on])
+    parent = web.Application(middlewares=[_note_spoken])
     parent.on_response_prepare.append(http.hide_software)
     for door in sorted(doors, key=lambda door: -len(door.prefix)):
         application = door.application()
@@ -71,11 +74,6 @@ def combine(doors: Sequence[EnrollmentProtocol]) -> web.Application:
         parent.on_startup.append(_started(application))
         parent.on_cleanup.append(_cleaned(application))
     return parent
-
-
-@web.middleware
-async def _pass_on(request: web.Request, handler: Handler) -> web.StreamResponse:
-    return await handler(request)
 
 
 def _started(application: web.Application) -> Callable[[web.Application], Awaitable[None]]:
@@ -131,6 +129,32 @@ def load_certificate(context: ssl.SSLContext, pem: Path, passphrase: Secret) -> 
         raise ConfigurationError(f"{pem}: cannot be used for TLS") from error
 
 
+class _Connection(RequestHandler):
+    """aiohttp's connection, but what is not HTTP is answered without version and without echo."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer a malformed request; `message` and `exc` quote it and go nowhere."""
+        del message
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer is under way already")
+        if status >= web.HTTPInternalServerError.status_code:
+            log.error("request.failed", status=status, exc_info=exc)
+        else:
+            log.info("request.malformed", status=status, source=request.remote)
+        # A Server header has to be there, or aiohttp adds its own with the versions.
+        answer = web.Response(status=status, text="malformed request\n", headers={"Server": "-"})
+        answer.force_close()
+        return answer
+
+
 async def listen(
     listener: Listener,
     doors: Sequence[EnrollmentProtocol],
@@ -139,11 +163,7 @@ async def listen(
 ) -> tuple[web.AppRunner, asyncio.Server]:
     """Open one listener; the caller closes the server first and cleans the runner up after."""
     runner = web.AppRunner(
-        combine(doors),
-        access_log=None,
-        keepalive_timeout=_KEEPALIVE_SECONDS,
-        handle_signals=False,
-        shutdown_timeout=limits.request_seconds,
+        combine(doors), handle_signals=False, shutdown_timeout=limits.request_seconds
     )
     await runner.setup()
     server = runner.server
@@ -152,7 +172,14 @@ async def listen(
     loop = asyncio.get_running_loop()
 
     def connected() -> RequestHandler:
-        protocol = server()
+        protocol = _Connection(
+            server,
+            loop=loop,
+            access_log=None,  # type: ignore[arg-type]  # how aiohttp is told to write none
+            keepalive_timeout=_KEEPALIVE_SECONDS,
+            # Nobody here takes compressed bodies; unpacking one would be work for a stranger.
+            auto_decompress=False,
+        )
         if len(server.connections) >= limits.connections:
             loop.call_soon(protocol.force_close)
         loop.call_later(limits.header_seconds, _close_silent, protocol)

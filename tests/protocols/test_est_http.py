@@ -339,6 +339,46 @@ def test_a_silent_client_is_cut_off(make_live: Callable[[str], Live]) -> None:
             assert wire.rest() == b""
 
 
+@pytest.mark.row("EST-012", "EST-015")
+def test_a_connection_that_has_spoken_is_kept(make_live: Callable[[str], Live]) -> None:
+    live = make_live("\n[limits]\nheader_seconds = 1\n")
+    with Wire(live) as wire:
+        assert wire.ask("GET", "cacerts").status == 200
+        wire.sock.settimeout(1.5)
+        with pytest.raises(TimeoutError):
+            wire.sock.recv(1)
+        wire.sock.settimeout(30)
+        assert wire.ask("GET", "cacerts").status == 200
+
+
+@pytest.mark.row("EST-200", "EST-068")
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ("CANARY",),
+        (f"GET {EST}/cacerts HTTP/1.1", "Host: localhost", "X-CANARY: " + "a" * 20000),
+        (f"GET {EST}/cacerts HTTP/1.1", "Host: localhost", "CANARY\x00: a"),
+        (
+            f"POST {EST}/simpleenroll HTTP/1.1",
+            "Host: localhost",
+            "Content-Length: 5",
+            "Transfer-Encoding: chunked",
+        ),
+    ],
+)
+def test_what_is_not_http_is_refused_without_version_or_echo(
+    shared: Live, lines: tuple[str, ...], capfd: pytest.CaptureFixture[str]
+) -> None:
+    with Wire(shared) as wire:
+        wire.send(*lines)
+        answer = wire.rest()
+    assert b" 400 Bad Request\r\n" in answer
+    for word in (b"aiohttp", b"Python", b"CANARY", b"aaaa", b"Transfer-Encoding"):
+        assert word not in answer
+    output = capfd.readouterr()
+    assert "CANARY" not in output.out + output.err
+
+
 # -- errors --------------------------------------------------------------------------------------
 
 
