@@ -10,7 +10,7 @@ from cryptography.hazmat import asn1
 from estserver import pin
 from estserver.ca.ceremony import make_hierarchy
 from estserver.ca.issuer import Issuer, StatusURLs
-from estserver.config import SHIPPED_PROFILES, ProfileSettings
+from estserver.config import Settings
 from estserver.errors import BadCredentials, MistypedPIN, NotFound, TooManyAttempts
 from estserver.invitations import FREE_TRIES
 from estserver.model import EnrollmentState, Grant, KeyType, Plan, Secret
@@ -21,8 +21,9 @@ from tests.protocols.est_wire import common_name, csr, issued, post, units_used
 URLS = StatusURLs("http://h.example/ca", "http://h.example/ocsp", "http://h.example/crl")
 
 
-def _profile(issuer: x509.Certificate, validity: str = "365d") -> Profile:
-    settings = ProfileSettings(**{**SHIPPED_PROFILES["device"], "validity": validity})
+def _profile(issuer: x509.Certificate, days: int = 365) -> Profile:
+    settings = Settings().profiles["device"]
+    settings = settings.model_copy(update={"validity": timedelta(days=days)})
     return Profile("device", settings, issuer)
 
 
@@ -64,7 +65,7 @@ def test_serials_are_159_random_bits() -> None:
 def test_n_days_are_n_days_and_dates_are_encoded_by_their_year(now: datetime, days: int) -> None:
     root, issuing = make_hierarchy("Example", KeyType.EC_P256, now)
     issuer = Issuer("issuing", (issuing.certificate, root.certificate), issuing.key, URLS)
-    draft = issuer.prepare(_plan(_profile(issuing.certificate, f"{days}d"), now))
+    draft = issuer.prepare(_plan(_profile(issuing.certificate, days), now))
     certificate = x509.load_der_x509_certificate(issuer.sign(draft))
     begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     # RFC 5280 §4.1.2.5: both ends belong to it.
@@ -122,16 +123,16 @@ def test_all_spellings_of_a_pin_share_one_counter_and_the_owner_still_gets_in(li
     for number_of_tries in range(1, FREE_TRIES + 8):
         if number_of_tries > FREE_TRIES:
             live.clock.advance(timedelta(minutes=1))
+        typed = Secret(spellings[number_of_tries % len(spellings)])
         with pytest.raises(BadCredentials):
-            typed = Secret(spellings[number_of_tries % len(spellings)])
             invitations.confirm(handover.invitation, typed, source="127.0.0.1")
         assert invitations.get(number).pin_failures == number_of_tries
     full_width = "".join(chr(ord(symbol) + 0xFEE0) for symbol in wrong)
     with pytest.raises(TooManyAttempts):
         invitations.confirm(handover.invitation, Secret(full_width), source="127.0.0.1")
     # A mistyped symbol costs nothing, and a minute later the right PIN opens.
+    mistyped = Secret(right[:-1] + ("0" if right[-1] != "0" else "2"))
     with pytest.raises(MistypedPIN):
-        mistyped = Secret(right[:-1] + ("0" if right[-1] != "0" else "2"))
         invitations.confirm(handover.invitation, mistyped, source="127.0.0.1")
     assert invitations.get(number).pin_failures == number_of_tries
     live.clock.advance(timedelta(minutes=1))
