@@ -58,17 +58,21 @@ def postgresql() -> Iterator[Path]:
 _numbers = count(1)
 
 
+def make_schema(folder: Path) -> str:
+    """Make an empty schema and return the URL of a database that sees nothing else.
+
+    A schema is made in a hundredth of the time of a database.
+    """
+    name = f"test{next(_numbers)}"
+    with psycopg.connect(host=str(folder), user="postgres", autocommit=True) as connection:
+        connection.execute(f"CREATE SCHEMA {name}".encode())
+    return f"postgresql+psycopg://postgres@/postgres?host={folder}&options=-csearch_path%3D{name}"
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def make_database(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], str]:
     """Return a function that makes an empty database and returns its URL; runs on both kinds."""
     if request.param == "sqlite":
         return lambda: f"sqlite:///{tmp_path}/{next(_numbers)}.db"
     folder: Path = request.getfixturevalue("postgresql")
-
-    def make() -> str:
-        name = f"test{next(_numbers)}"
-        with psycopg.connect(host=str(folder), user="postgres", autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name}".encode())
-        return f"postgresql+psycopg://postgres@/{name}?host={folder}"
-
-    return make
+    return lambda: make_schema(folder)

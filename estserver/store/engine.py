@@ -37,8 +37,8 @@ _POSTGRESQL_LIMITS = {
     "connect_timeout": _BUSY_SECONDS,
     # A server that is gone without a word is noticed before the callers give up, milliseconds.
     "tcp_user_timeout": _WAIT_SECONDS * 1000,
-    "options": f"-c lock_timeout={_BUSY_SECONDS}s -c statement_timeout={_WAIT_SECONDS}s",
 }
+_POSTGRESQL_OPTIONS = f"-c lock_timeout={_BUSY_SECONDS}s -c statement_timeout={_WAIT_SECONDS}s"
 
 
 def to_unix(moment: datetime) -> int:
@@ -238,7 +238,7 @@ _ENTANGLED = ("40P01", "40001")
 
 @contextlib.contextmanager
 def database_errors() -> Iterator[None]:
-    """Turn a busy, full, read-only or lost database into Unavailable."""
+    """Turn a busy, full, read-only or lost database into Unavailable, a damaged one into Fault."""
     try:
         yield
     # Bare sqlite3 errors come from setting up a new connection.
@@ -247,6 +247,9 @@ def database_errors() -> Iterator[None]:
     except sa.exc.DBAPIError as error:
         if error.connection_invalidated:
             raise _busy() from error
+        # SQLite says so of a file whose pages make no sense.
+        if type(error.orig) is sqlite3.DatabaseError:
+            raise Fault("the database file is damaged: restore it from a backup") from error
         raise
 
 
@@ -256,13 +259,17 @@ def _busy() -> Unavailable:
 
 def _engine(url: str) -> sa.Engine:
     if not url.startswith("sqlite"):
+        where = sa.make_url(url)
+        # What the operator's URL says wins over our limits.
+        limits = {key: n for key, n in _POSTGRESQL_LIMITS.items() if key not in where.query}
+        options = f"{_POSTGRESQL_OPTIONS} {where.query.get('options', '')}"
         return sa.create_engine(
-            url,
+            where,
             pool_pre_ping=True,
             pool_size=16,
             max_overflow=16,
             pool_timeout=_BUSY_SECONDS,
-            connect_args=_POSTGRESQL_LIMITS,
+            connect_args={**limits, "options": options},
         )
     engine = sa.create_engine(
         url,
