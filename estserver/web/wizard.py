@@ -34,7 +34,7 @@ from estserver.web.standing import (
     require_redeemable,
     standing,
 )
-from estserver.web.steps import Purpose, StepPages, unseal_password
+from estserver.web.steps import StepPages, unseal_password
 from estserver.web.trust import TrustPages
 
 __all__ = ["RENDER", "WebProtocol"]
@@ -125,10 +125,11 @@ class WebProtocol:
             return self._steps.waiting(request, session, stand, stand.waiting)
         if stand.step is Step.TAKE:
             return self._steps.take(request, session, stand, _chosen(request, stand))
+        if stand.renews is not None:
+            return self._steps.issue(request, session, stand, "renew")
         if stand.ended is not None and stand.units_left < 1:
             return self._steps.ended(request, session, stand)
-        purpose: Purpose = "new" if stand.renews is None else "renew"
-        return self._steps.issue(request, session, stand, purpose)
+        return self._steps.issue(request, session, stand, "new")
 
     async def _show_another(self, request: web.Request) -> web.Response:
         http.note(request, operation="step")

@@ -4,7 +4,7 @@ import { isMistyped } from './pin.js';
 import { startIssue } from './issue.js';
 import { watchSession } from './session.js';
 import { startTake } from './take.js';
-import { clearErrors, pageData, showProblem } from './ui.js';
+import { clearErrors, copyText, pageData, showProblem } from './ui.js';
 import { startWaiting } from './waiting.js';
 
 /** The server says days in UTC; the reader lives in a zone of their own. @param {ParentNode} root */
@@ -22,6 +22,10 @@ function localizeTimes(root) {
 /** @param {HTMLElement} main */
 function startPIN(main) {
   const form = main.querySelector('#pin-form');
+  const copy = main.querySelector('#copy-link');
+  copy.addEventListener('click', () => {
+    copyText(main, copy, location.origin + location.pathname.replace(/\/pin$/, ''));
+  });
   form.addEventListener('submit', (event) => {
     const field = form.elements.pin;
     clearErrors(main);

@@ -1,7 +1,7 @@
 /** The password of the certificate file: made here, shown, copied, or the owner's own. */
 
 import { checkPassword, generatePassword } from './pkcs12.js';
-import { clearErrors, say, showProblem } from './ui.js';
+import { clearErrors, copyText, showProblem } from './ui.js';
 
 const MIN_LENGTH = 12;
 
@@ -20,18 +20,9 @@ export function preparePassword(main, chosen) {
     field.focus();
   });
   const copy = main.querySelector('#copy-password');
-  const label = copy.textContent;
   copy.addEventListener('click', async () => {
-    try {
-      await navigator.clipboard.writeText(field.value);
-      copy.textContent = say(main, 'copied');
-      setTimeout(() => {
-        copy.textContent = label;
-      }, 2000);
-    } catch {
-      // The browser does not let us: select it, so that the reader can.
-      field.select();
-    }
+    // Where the browser does not let us, the reader can.
+    if (!(await copyText(main, copy, field.value))) field.select();
   });
 }
 

@@ -123,6 +123,27 @@ export function showProblem(main, field, code) {
 }
 
 /**
+ * Put a text on the clipboard and say so on the button.
+ * @param {HTMLElement} main
+ * @param {HTMLButtonElement} button
+ * @param {string} text
+ * @returns {Promise<boolean>} false when the browser does not allow it
+ */
+export async function copyText(main, button, text) {
+  const label = button.textContent;
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    return false;
+  }
+  button.textContent = say(main, 'copied');
+  setTimeout(() => {
+    button.textContent = label;
+  }, 2000);
+  return true;
+}
+
+/**
  * What is going on, for eyes and for screen readers: the step is announced, the seconds are not.
  */
 export class Progress {
