@@ -15,7 +15,10 @@ from estserver.errors import ConfigurationError
 REFERENCE = Path(__file__).parent.parent / "conf/estserver.toml"
 _HEADING = re.compile(r"\[([a-z.]+)\]")
 _KEY = re.compile(r"(?P<comment># )?(?P<key>[a-z_0-9]+) = (?P<value>.+)")
-_TABLES_OF_TABLES: dict[str, type[BaseModel]] = {"issuers": IssuerSettings, "profiles": ProfileSettings}
+_TABLES_OF_TABLES: dict[str, type[BaseModel]] = {
+    "issuers": IssuerSettings,
+    "profiles": ProfileSettings,
+}
 
 
 def _lines() -> list[str]:
