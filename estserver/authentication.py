@@ -5,20 +5,25 @@ value that says what may be issued, or an exception. Never a bool, never None.
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 
 from cryptography import x509
 
 from estserver.errors import (
+    AlreadyIssued,
     BadCredentials,
     CertificateRefused,
     Conflict,
     NotEntitled,
+    NotFound,
     NotReleased,
     RegistrationClosed,
 )
 from estserver.invitations import Invitations
 from estserver.model import (
+    ACMEOrder,
     Applicant,
     CertificateRecord,
     CertificateState,
@@ -33,8 +38,10 @@ from estserver.model import (
     RenewalAuth,
     Replacement,
     Secret,
+    Via,
 )
-from estserver.profiles import Profile
+from estserver.names import format_general_name
+from estserver.profiles import Profile, covers, outside
 from estserver.store import Store, certificates
 
 
@@ -62,6 +69,18 @@ class CertificateCredential:
     der: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class ACMEAccount:
+    """An account whose key signed the request; `invitation` is what it was bound to, if anything.
+
+    `profile` is what it gets where there is no invitation.
+    """
+
+    identifier: str
+    invitation: str | None
+    profile: str
+
+
 class Authenticator:
     """Turns credentials into entitlements. All checks are live: nothing is remembered."""
 
@@ -71,11 +90,15 @@ class Authenticator:
         clock: Clock,
         invitations: Invitations,
         profiles: dict[str, Profile],
+        *,
+        order_grace: timedelta = timedelta(days=30),
     ) -> None:
+        """`order_grace`: how long past its end a certificate still counts as being renewed."""
         self._store = store
         self._clock = clock
         self._invitations = invitations
         self._profiles = profiles
+        self._order_grace = order_grace
 
     def entitle(
         self,
@@ -257,6 +280,91 @@ class Authenticator:
             authority=Renewal(record.enrollment, record.invitation, spends_pin=spends_pin),
         )
 
+    # -- ACME ------------------------------------------------------------------------------------
+
+    def bind(self, number: str) -> Invitation:
+        """Return the invitation that a new account may still be bound to.
+
+        Raises BadCredentials, the same for every reason; `reason` tells the audit which.
+        """
+        try:
+            invitation = self._invitations.get(number)
+        except NotFound as error:
+            raise _unbindable("unknown") from error
+        if Door.ACME not in invitation.doors:
+            raise _unbindable("door")
+        if invitation.state is not InvitationState.OPEN:
+            raise _unbindable(invitation.state.value)
+        if self._clock.now() >= invitation.expires_at:
+            raise _unbindable("expired")
+        return invitation
+
+    def registration(self, account: ACMEAccount) -> Invitation | None:
+        """Return the registration behind an account as it stands now, None for open accounts.
+
+        Raises RegistrationClosed: cancelled or ended; NotReleased.
+        """
+        if account.invitation is None:
+            return None
+        invitation = self._invitations.get(account.invitation)
+        if invitation.profile not in self._profiles or Door.ACME not in invitation.doors:
+            raise RegistrationClosed("this registration does not open the ACME door any more")
+        if invitation.state is InvitationState.HELD:
+            raise NotReleased(
+                "the administrator has not released this registration yet: try again later"
+            )
+        self._require_open(invitation)
+        return invitation
+
+    def order(
+        self, account: ACMEAccount, identifier: str, names: Sequence[x509.GeneralName]
+    ) -> Entitlement:
+        """Say what an ACME order of exactly these names gives, by the registration as it is now.
+
+        Whether open accounts have shown their names to be theirs is for the caller to know.
+        Raises RegistrationClosed, NotReleased, NamesNotAllowed, AlreadyIssued (no unit is left),
+        BadInput (the profile does not certify such names).
+        """
+        invitation = self.registration(account)
+        profile = account.profile if invitation is None else invitation.profile
+        rules = self._profiles[profile]
+        rules.require_door(Door.ACME)
+        grant = rules.order(names, invitation)
+        renews = approved = None
+        if invitation is not None:
+            for name in names:
+                if not covers(invitation, name):
+                    raise outside(format_general_name(name))
+            renews = self._ordered_before(invitation, names)
+            if renews is None and invitation.units_used >= invitation.units:
+                raise AlreadyIssued(
+                    "all certificates of this registration are issued: renew them with the same "
+                    "names, or ask the administrator for more"
+                )
+            approved = renews is not None or not invitation.approval
+        return Entitlement(
+            applicant=Applicant("account", account.identifier),
+            profile=profile,
+            grant=grant,
+            approved=not rules.settings.approval if approved is None else approved,
+            authority=ACMEOrder(identifier, account.invitation, renews),
+        )
+
+    def _ordered_before(
+        self, invitation: Invitation, names: Sequence[x509.GeneralName]
+    ) -> str | None:
+        """Find the certificate that an order of these names would renew."""
+        wanted = {format_general_name(name) for name in names}
+        found = self._store.read(
+            lambda tx: certificates.invitation_certificates(tx, invitation.number)
+        )
+        since = self._clock.now() - self._order_grace
+        for record in found:
+            stands = record.state is CertificateState.VALID and record.not_after >= since
+            if stands and record.via is Via.ACME and set(record.names) == wanted:
+                return record.enrollment
+        return None
+
     def _require_time(self, record: CertificateRecord, rules: Profile) -> None:
         now = self._clock.now()
         renewal = rules.settings.renewal
@@ -304,6 +412,14 @@ class Authenticator:
         )
         live = (CertificateState.VALID, CertificateState.REVOKED)
         return next((record for record in found if record.state in live), None)
+
+
+def _unbindable(reason: str) -> BadCredentials:
+    return BadCredentials(
+        "the external account binding is not accepted: its kid is unknown, its MAC is wrong, or "
+        "it has expired or is used up",
+        reason=reason,
+    )
 
 
 def grant_of(certificate: x509.Certificate) -> Grant:

@@ -30,6 +30,7 @@ from pydantic_settings import (
 
 from estserver.errors import ConfigurationError
 from estserver.model import Door, KeyType, Language, RenewalAuth
+from estserver.shipped_profiles import SHIPPED_PROFILES as SHIPPED_PROFILES  # noqa: PLC0414 - part of the configuration
 
 SEARCH_PATH = (Path("estserver.toml"), Path("/etc/estserver/estserver.toml"))
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -203,6 +204,39 @@ class EST(_Section):
     """Take PEM and raw DER bodies too, as many scripts send them."""
 
 
+class ACME(_Section):
+    """RFC 8555 settings."""
+
+    require_eab: bool = True
+    """False lets anybody have an account; each of its names then needs a challenge."""
+    open_profile: str = "server"
+    """What accounts without a binding get."""
+    terms_of_service: str | None = None
+    website: str | None = None
+    caa_identities: tuple[str, ...] = ()
+    contact: Literal["optional", "required"] = "optional"
+    order_lifetime: Duration = timedelta(days=7)
+    authorization_lifetime: Duration = timedelta(days=30)
+    nonce_lifetime: Duration = timedelta(hours=1)
+    body_bytes: int = Field(default=50000, ge=1000)
+    renewal_grace: Duration = timedelta(days=30)
+    """How long after its end a certificate's names are still ordered again without a new unit."""
+    retry_after: Duration = timedelta(seconds=5)
+    challenges: tuple[Literal["http-01", "dns-01", "tls-alpn-01"], ...] = (
+        "http-01",
+        "dns-01",
+        "tls-alpn-01",
+    )
+    http_port: int = Field(default=80, ge=1, le=65535)
+    tls_port: int = Field(default=443, ge=1, le=65535)
+    resolvers: tuple[str, ...] = ()
+    """ADDRESS or ADDRESS:PORT of the name servers to ask; none: those of the system."""
+    allow_networks: tuple[str, ...] = ()
+    """Networks that challenges may reach though they are private, such as 10.0.0.0/8."""
+    caa: bool = False
+    """Whether CAA records are checked (RFC 8659)."""
+
+
 class Mail(_Section):
     """How mail leaves; without `host` the commands print it instead."""
 
@@ -240,89 +274,6 @@ class Log(_Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
 
 
-_WEB, _EST, _ACME = Door.WEB, Door.EST, Door.ACME
-_MAILBOX_MULTIPURPOSE = "2.23.140.1.5.1.2"
-_PERSON_KEYS = (KeyType.RSA_3072, KeyType.EC_P256, KeyType.RSA_4096, KeyType.EC_P384)
-_DEVICE_KEYS = (
-    KeyType.EC_P256,
-    KeyType.EC_P384,
-    KeyType.EC_P521,
-    KeyType.RSA_2048,
-    KeyType.RSA_3072,
-    KeyType.RSA_4096,
-)
-SHIPPED_PROFILES: dict[str, dict[str, Any]] = {
-    "person": {
-        "title": "Personal certificate",
-        "title_ja": "個人証明書",
-        "doors": (_WEB, _EST),
-        "default_doors": (_WEB,),
-        "subject": ("CN={name}",),
-        "names": ("email",),
-        "requires": ("name", "email"),
-        "keys": _PERSON_KEYS,
-        "validity": "395d",
-        "key_usage": ("digitalSignature", "keyEncipherment"),
-        "extended_key_usage": ("clientAuth", "emailProtection"),
-        "policies": (_MAILBOX_MULTIPURPOSE,),
-    },
-    "mail": {
-        "title": "Mailbox certificate (S/MIME)",
-        "title_ja": "メール証明書 (S/MIME)",
-        "doors": (_WEB,),
-        "default_doors": (_WEB,),
-        "subject": ("CN={email}",),
-        "names": ("email",),
-        "requires": ("email",),
-        "keys": _PERSON_KEYS,
-        "validity": "395d",
-        "key_usage": ("digitalSignature", "keyEncipherment"),
-        "extended_key_usage": ("emailProtection", "clientAuth"),
-        "policies": (_MAILBOX_MULTIPURPOSE,),
-    },
-    "device": {
-        "title": "Device certificate",
-        "title_ja": "機器証明書",
-        "doors": (_EST, _ACME),
-        "default_doors": (_EST, _ACME),
-        "subject": ("CN={device_id|first_name}",),
-        "names": ("dns", "ip", "uri"),
-        "requires": (),
-        "keys": _DEVICE_KEYS,
-        "validity": "365d",
-        "key_usage": ("digitalSignature", "keyEncipherment"),
-        "extended_key_usage": ("clientAuth",),
-    },
-    "server": {
-        "title": "Server certificate",
-        "title_ja": "サーバ証明書",
-        "doors": (_EST, _ACME),
-        "default_doors": (_EST, _ACME),
-        "subject": ("CN={first_name}",),
-        "names": ("dns", "ip"),
-        "requires": ("names",),
-        "wildcard": True,
-        "keys": _DEVICE_KEYS,
-        "validity": "90d",
-        "key_usage": ("digitalSignature", "keyEncipherment"),
-        "extended_key_usage": ("serverAuth", "clientAuth"),
-    },
-    "officer": {
-        "title": "Registration officer certificate",
-        "title_ja": "登録担当者証明書",
-        "doors": (_WEB,),
-        "default_doors": (_WEB,),
-        "subject": ("CN={name}",),
-        "names": ("email",),
-        "requires": ("name", "email"),
-        "keys": _PERSON_KEYS,
-        "validity": "395d",
-        "key_usage": ("digitalSignature", "keyEncipherment"),
-        "extended_key_usage": ("clientAuth",),
-    },
-}
-
-
 class Settings(BaseSettings):
     """The whole configuration. `directory` is where relative paths start."""
 
@@ -343,6 +294,7 @@ class Settings(BaseSettings):
     issuers: dict[str, IssuerSettings] = Field(default_factory=dict)
     profiles: dict[str, ProfileSettings] = Field(default_factory=dict, validate_default=True)
     est: EST = EST()
+    acme: ACME = ACME()
     web: Web = Web()
     mail: Mail = Mail()
     limits: Limits = Limits()
@@ -387,11 +339,22 @@ class Settings(BaseSettings):
                 raise ValueError(f"profiles.{name}.default_doors: not all of them are in doors")
         if self.est.default_profile not in self.profiles:
             raise ValueError("est.default_profile: no such profile")
+        if self.acme.open_profile not in self.profiles:
+            raise ValueError("acme.open_profile: no such profile")
         return self
 
     def path(self, relative: Path) -> Path:
         """Return `relative` as seen from the configuration file's folder."""
         return self.directory / relative
+
+    @property
+    def acme_url(self) -> str | None:
+        """The base URL of the ACME door, or None where no listener serves it."""
+        listeners = self.listeners
+        for listener in (listeners.web, listeners.devices, listeners.status, listeners.management):
+            if "acme" in listener.serves:
+                return f"{listener.url}/acme"
+        return None
 
     @property
     def database_url(self) -> str:

@@ -6,10 +6,7 @@ key is still free. Whatever was checked earlier was only to refuse early.
 """
 
 import hashlib
-import secrets
-import threading
 from dataclasses import dataclass
-from datetime import datetime
 
 from estserver.csr import CSR
 from estserver.errors import (
@@ -24,6 +21,7 @@ from estserver.errors import (
     RegistrationClosed,
 )
 from estserver.model import (
+    ACMEOrder,
     Authority,
     CertificateRecord,
     CertificateState,
@@ -43,11 +41,8 @@ from estserver.model import (
     RevocationReason,
     Via,
 )
+from estserver.sortable_ids import new_id
 from estserver.store import Transaction, certificates, registrations
-
-_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
-_id_lock = threading.Lock()
-_newest_id = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,20 +56,6 @@ class EnrollmentRequest:
     proof: str = "none"
 
 
-def new_id(now: datetime) -> str:
-    """Make an identifier that sorts by time: 10 symbols of milliseconds, 12 random (60 bits).
-
-    Within a process later ones sort later even in the same second.
-    """
-    global _newest_id  # noqa: PLW0603 - the order of identifiers is a fact of the process
-    number = int(now.timestamp() * 1000) << 60 | secrets.randbits(60)
-    with _id_lock:
-        if number <= _newest_id:
-            number = _newest_id + 1 + secrets.randbits(40)
-        _newest_id = number
-    return "".join(_ALPHABET[number >> shift & 31] for shift in range(105, -1, -5))
-
-
 def known(tx: Transaction, authority: Authority, spki_sha256: bytes) -> list[Enrollment]:
     """List the enrollments that answer the same question again, newest first.
 
@@ -83,6 +64,9 @@ def known(tx: Transaction, authority: Authority, spki_sha256: bytes) -> list[Enr
     """
     if isinstance(authority, InvitationUnit | Replacement):
         return certificates.enrollments_for_key(tx, authority.number, spki_sha256)
+    if isinstance(authority, ACMEOrder):
+        # One order, one certificate: another key is no other question.
+        return certificates.enrollments_under(tx, authority.key)
     return certificates.enrollments_of(tx, authority.key, spki_sha256)
 
 
@@ -122,7 +106,11 @@ def record(
         reason=None,
         taken_at=None,
     )
-    correlation = f"{authority.key}:{csr.spki_sha256.hex()}:{earlier}"
+    correlation = (
+        authority.key
+        if isinstance(authority, ACMEOrder)
+        else f"{authority.key}:{csr.spki_sha256.hex()}:{earlier}"
+    )
     if not certificates.add_enrollment(tx, enrollment, correlation=correlation):
         return None
     require_free_key(tx, enrollment, same_key=same_key)
@@ -292,10 +280,10 @@ def abandon(tx: Transaction, identifier: str, origin: Origin) -> None:
     if not certificates.abandon(tx, identifier):
         return
     enrollment = certificates.enrollment(tx, identifier)
-    if enrollment is not None and enrollment.invitation is not None and _is_invitations(enrollment):
+    if enrollment is not None and enrollment.invitation is not None:
         if enrollment.renews is None:
             registrations.return_unit(tx, enrollment.invitation)
-        else:
+        elif _is_invitations(enrollment):
             registrations.return_replacement(tx, enrollment.invitation)
     tx.audit(Event("certificate.abandoned", "server", f"enrollment {identifier}"), origin)
 
@@ -339,6 +327,8 @@ def spend(tx: Transaction, authority: Authority) -> None:
                     values={"reason": "replaced"},
                 )
             _require_standing(tx, replaces)
+        case ACMEOrder():
+            _spend_order(tx, authority)
         case Renewal(renews, number):
             if authority.spends_pin and not registrations.spend_renewal_pin(tx, number or ""):
                 raise _why_no_renewal(tx, registrations.get(tx, number or ""))
@@ -347,6 +337,15 @@ def spend(tx: Transaction, authority: Authority) -> None:
                 _require_standing(tx, renews)
         case Internal():
             pass
+
+
+def _spend_order(tx: Transaction, authority: ACMEOrder) -> None:
+    number = authority.invitation
+    if number is None:
+        return
+    if authority.spends_unit and not registrations.spend_unit(tx, number, bound=True):
+        raise _why_no_unit(tx, registrations.get(tx, number), bound=True)
+    _require_not_cancelled(tx, number)
 
 
 def _require_not_cancelled(tx: Transaction, number: str | None) -> None:
@@ -379,11 +378,18 @@ def _closed() -> RegistrationClosed:
     )
 
 
-def _why_no_unit(tx: Transaction, invitation: Invitation | None) -> Refused:
+def _why_no_unit(tx: Transaction, invitation: Invitation | None, *, bound: bool = False) -> Refused:
     if (shut := _why_shut(invitation)) is not None:
         return shut
     if invitation is not None and invitation.units_used < invitation.units:
+        if bound:
+            return RegistrationClosed("this registration has ended", values={"reason": "ended"})
         return _expired(tx, invitation)
+    if bound:
+        return AlreadyIssued(
+            "all certificates of this registration are issued: renew them with the same names, "
+            "or ask the administrator for more"
+        )
     return AlreadyIssued(
         "this PIN has been used: go on with the key it was used with, or ask the administrator"
     )
@@ -426,7 +432,7 @@ def _number(authority: Authority) -> str | None:
     match authority:
         case InvitationUnit(number) | Replacement(number, _):
             return number
-        case Renewal(_, number):
+        case Renewal(_, number) | ACMEOrder(_, number):
             return number
         case Internal():
             return None
@@ -436,7 +442,7 @@ def _renews(authority: Authority) -> str | None:
     match authority:
         case Replacement(_, replaces):
             return replaces
-        case Renewal(renews):
+        case Renewal(renews) | ACMEOrder(renews=renews):
             return renews
         case _:
             return None

@@ -144,13 +144,15 @@ class RenewalAuth(StrEnum):
 class Grant:
     """What may stand in the certificate.
 
-    `exact`: the CSR must ask for all of it and nothing else (RFC 7030 §4.2.2, RFC 8555 §7.4);
-    otherwise what the CSR leaves out is filled in from here.
+    `exact`: the CSR must ask for all of it and nothing else (RFC 7030 §4.2.2); otherwise what the
+    CSR leaves out is filled in from here. `ordered`: the CSR must ask for exactly these names, in
+    the subjectAltName or as CN, and the rest of its subject means nothing (RFC 8555 §7.4).
     """
 
     subject: x509.Name
     names: frozenset[x509.GeneralName]
     exact: bool = False
+    ordered: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +211,29 @@ class Renewal:
 
 
 @dataclass(frozen=True, slots=True)
+class ACMEOrder:
+    """One ACME order: it gives one certificate, whatever keys it is finalized with.
+
+    `renews` is the enrollment of the account's certificate with the same names, live or just
+    expired: then the order takes no unit of its invitation.
+    """
+
+    order: str
+    invitation: str | None
+    renews: str | None = None
+
+    @property
+    def key(self) -> str:
+        """Identifies the authority by the order."""
+        return f"order:{self.order}"
+
+    @property
+    def spends_unit(self) -> bool:
+        """Whether a unit of the invitation is used up."""
+        return self.invitation is not None and self.renews is None
+
+
+@dataclass(frozen=True, slots=True)
 class Internal:
     """The server's own needs: TLS and OCSP responder certificates; `purpose` names which."""
 
@@ -220,7 +245,7 @@ class Internal:
         return f"internal:{self.purpose}"
 
 
-Authority = InvitationUnit | Replacement | Renewal | Internal
+Authority = InvitationUnit | Replacement | Renewal | ACMEOrder | Internal
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ with the grant and never copied.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
 from cryptography import x509
@@ -163,6 +163,19 @@ class Profile:
         names = list(invitation.names)
         if invitation.email is not None and x509.RFC822Name in self._kinds:
             names.insert(0, x509.RFC822Name(invitation.email))
+        self.check_names(names)
+        return Grant(self._subject_of(names, invitation), frozenset(names))
+
+    def order(self, names: Sequence[x509.GeneralName], invitation: Invitation | None) -> Grant:
+        """Say what a certificate for an ACME order of `names` may contain; None: no registration.
+
+        Raises BadInput: as `grant`.
+        """
+        self.check_names(names)
+        return Grant(self._subject_of(names, invitation), frozenset(names), ordered=True)
+
+    def check_names(self, names: Sequence[x509.GeneralName]) -> None:
+        """Raise BadInput unless this profile certifies names of these kinds, and so many."""
         for name in names:
             if not isinstance(name, self._kinds):
                 shown = format_general_name(name)
@@ -172,15 +185,20 @@ class Profile:
                 raise BadInput(f"profile {self.name} does not certify wildcards: {name.value}")
         if len(names) > self.settings.max_names:
             raise BadInput(f"profile {self.name} takes at most {self.settings.max_names} names")
+
+    def _subject_of(
+        self, names: Sequence[x509.GeneralName], invitation: Invitation | None
+    ) -> x509.Name:
         first = next((n for n in names if isinstance(n, x509.DNSName | x509.IPAddress)), None)
-        fields = {
-            "name": invitation.name,
-            "email": invitation.email or "",
-            "device_id": invitation.device_id or "",
-            "first_name": "" if first is None else str(first.value),
-            "organization": invitation.organization,
-            "number": invitation.number,
-        }
+        fields = {"first_name": "" if first is None else str(first.value)}
+        if invitation is not None:
+            fields |= {
+                "name": invitation.name,
+                "email": invitation.email or "",
+                "device_id": invitation.device_id or "",
+                "organization": invitation.organization,
+                "number": invitation.number,
+            }
         values = [
             (oid, value)
             for oid, template in self._subject
@@ -189,10 +207,9 @@ class Profile:
             and not (oid == NameOID.COMMON_NAME and len(value) > _COMMON_NAME_MAX)
         ]
         try:
-            subject = x509.Name([x509.NameAttribute(oid, value) for oid, value in values])
+            return x509.Name([x509.NameAttribute(oid, value) for oid, value in values])
         except ValueError as error:
             raise BadInput(f"profile {self.name} cannot make a subject of this: {error}") from error
-        return Grant(subject, frozenset(names))
 
     def require_door(self, door: Door) -> None:
         """Raise BadInput unless the profile may be used through `door`."""
@@ -214,6 +231,8 @@ class Profile:
             )
         if grant.exact:
             _require_same(csr, grant)
+        elif grant.ordered:
+            _require_ordered(csr, grant)
         else:
             _require_within(csr, grant)
         return self._plan(csr.public_key, grant, now)
@@ -286,7 +305,7 @@ class Profile:
 
 def _fill(template: str, fields: Mapping[str, str]) -> str:
     def value(match: re.Match[str]) -> str:
-        return next((fields[name] for name in match[1].split("|") if fields[name]), "")
+        return next((found for name in match[1].split("|") if (found := fields.get(name))), "")
 
     return _PLACEHOLDER.sub(value, template).strip()
 
@@ -296,7 +315,7 @@ def _require_within(csr: CSR, grant: Grant) -> None:
     granted = {canonical_general_name(name) for name in grant.names}
     for name in csr.names:
         if canonical_general_name(name) not in granted:
-            raise _outside(format_general_name(name))
+            raise outside(format_general_name(name))
     hosts = {
         str(n.value).lower() for n in grant.names if isinstance(n, x509.DNSName | x509.IPAddress)
     }
@@ -305,10 +324,52 @@ def _require_within(csr: CSR, grant: Grant) -> None:
         is_host = attribute.oid == NameOID.COMMON_NAME and str(attribute.value).lower() in hosts
         alone = x509.Name([attribute])
         if not is_host and not any(same_name(alone, one) for one in allowed):
-            raise _outside(display_name(alone))
+            raise outside(display_name(alone))
 
 
-def _outside(shown: str) -> NamesNotAllowed:
+def _require_ordered(csr: CSR, grant: Grant) -> None:
+    """RFC 8555 §7.4: "The CSR MUST indicate the exact same set of requested identifiers".
+
+    They may stand in the subjectAltName or in the CN; whatever else a subject holds is not looked
+    at, since nothing of it is copied.
+    """
+    asked = {canonical_general_name(name): format_general_name(name) for name in csr.names}
+    ordered = {canonical_general_name(name): format_general_name(name) for name in grant.names}
+    hosts = {
+        str(name.value).lower(): canonical_general_name(name)
+        for name in grant.names
+        if isinstance(name, x509.DNSName | x509.IPAddress)
+    }
+    for attribute in csr.subject.get_attributes_for_oid(NameOID.COMMON_NAME):
+        text = str(attribute.value)
+        named = hosts.get(text.lower(), ("cn", text))
+        asked[named] = ordered.get(named, f"CN={text}")
+    more = ", ".join(sorted(asked[key] for key in asked.keys() - ordered.keys()))
+    less = ", ".join(sorted(ordered[key] for key in ordered.keys() - asked.keys()))
+    if more or less:
+        parts = [f"adds {more}"] * bool(more) + [f"lacks {less}"] * bool(less)
+        raise IdentityMismatch(
+            f"the CSR {' and '.join(parts)} compared with the order; they must be the same"
+        )
+
+
+def covers(invitation: Invitation, name: x509.GeneralName) -> bool:
+    """Tell whether a registration grants `name`.
+
+    One that grants `*.example.org` grants `a.example.org` too: its holder could answer for that
+    host with the wildcard certificate anyway.
+    """
+    granted = {canonical_general_name(one) for one in invitation.names}
+    if canonical_general_name(name) in granted:
+        return True
+    if not isinstance(name, x509.DNSName) or name.value.startswith("*."):
+        return False
+    wildcard = x509.DNSName(f"*.{name.value.partition('.')[2]}")
+    return canonical_general_name(wildcard) in granted
+
+
+def outside(shown: str) -> NamesNotAllowed:
+    """Make the refusal of a name that a registration does not grant; `shown` is its text form."""
     return NamesNotAllowed(
         f"the registration does not grant {shown}; leave it out or ask the administrator",
         values={"name": shown},

@@ -28,8 +28,9 @@ from estserver.errors import (
     Refused,
 )
 from estserver.failpoints import reach
-from estserver.intents import EnrollmentRequest, new_id
+from estserver.intents import EnrollmentRequest
 from estserver.model import (
+    ACMEOrder,
     CertificateRecord,
     CertificateState,
     Clock,
@@ -54,7 +55,6 @@ __all__ = [
     "REPEAT_WINDOW",
     "EnrollmentRequest",
     "RegistrationAuthority",
-    "new_id",
 ]
 
 REPEAT_WINDOW = timedelta(hours=24)
@@ -106,6 +106,8 @@ class RegistrationAuthority:
             answer = self._answer(known[0], request.origin)
             if answer is not None:
                 return answer
+            if isinstance(authority, ACMEOrder):
+                raise Conflict("nothing more comes of this order: make a new one")
         profile = self._rules(entitlement.profile)
         plan = profile.plan(csr, entitlement.grant, self._clock.now())
         reach("planned")

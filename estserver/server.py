@@ -131,7 +131,9 @@ def open_core(settings: Settings, clock: Clock, *, with_keys: bool) -> Core:
             chains=chains,
             issuers=issuers,
             invitations=invitations,
-            authenticator=Authenticator(store, clock, invitations, profiles),
+            authenticator=Authenticator(
+                store, clock, invitations, profiles, order_grace=settings.acme.renewal_grace
+            ),
             ra=RegistrationAuthority(store, clock, profiles, issuers, settings.est.retry_after),
             status=StatusAuthority(
                 store,
@@ -185,6 +187,7 @@ class Server:
         self.services = Services(
             settings=core.settings,
             clock=core.clock,
+            store=core.store,
             keyring=core.keyring,
             profiles=core.profiles,
             chains=core.chains,

@@ -177,6 +177,7 @@ class House:
         return Services(
             settings=settings,
             clock=self.clock,
+            store=self.store,
             keyring=keyring,
             profiles=self.profiles,
             chains={name: issuer.chain for name, issuer in self.issuers.items()},

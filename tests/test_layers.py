@@ -8,12 +8,12 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "estserver"
 # Lowest first; a module may import its own room and the rooms before it.
 ROOMS = (
-    ("errors", "model", "failpoints"),
+    ("errors", "model", "failpoints", "sortable_ids", "shipped_profiles"),
     ("names", "name_grammar", "keyring", "pin"),
     ("csr", "csr_body", "public_keys", "config"),
     ("profiles",),
     ("ca", "store", "mail"),
-    ("invitations", "throttling"),
+    ("invitations", "external_binding", "throttling"),
     ("authentication", "intents"),
     ("ra", "status"),
     ("own_certificates",),

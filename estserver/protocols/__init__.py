@@ -20,6 +20,7 @@ from estserver.model import Clock
 from estserver.profiles import Profile
 from estserver.ra import RegistrationAuthority
 from estserver.status import StatusAuthority
+from estserver.store import Store
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -31,6 +32,8 @@ class Services:
 
     settings: Settings
     clock: Clock
+    store: Store
+    """For what a protocol remembers of its own; certificates are the core's business."""
     keyring: Keyring
     profiles: Mapping[str, Profile]
     chains: Mapping[str, tuple[x509.Certificate, ...]]

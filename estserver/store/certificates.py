@@ -122,6 +122,29 @@ def enrollments_of(tx: Transaction, authority_key: str, spki_sha256: bytes) -> l
     return [_enrollment(row) for row in tx.connection.execute(query)]
 
 
+def enrollments_under(tx: Transaction, authority_key: str) -> list[Enrollment]:
+    """List everything that one authority led to, whatever the key, newest first."""
+    query = (
+        sa.select(enrollments)
+        .where(enrollments.c.authority_key == authority_key)
+        .order_by(enrollments.c.id.desc())
+    )
+    return [_enrollment(row) for row in tx.connection.execute(query)]
+
+
+def enrollment_states(
+    tx: Transaction, authority_keys: Sequence[str]
+) -> dict[str, tuple[str, EnrollmentState, str | None]]:
+    """Return id, state and reason of the enrollments under authorities that give one each."""
+    query = sa.select(
+        enrollments.c.authority_key, enrollments.c.id, enrollments.c.state, enrollments.c.reason
+    ).where(enrollments.c.authority_key.in_(authority_keys))
+    return {
+        row.authority_key: (row.id, EnrollmentState(row.state), row.reason)
+        for row in tx.connection.execute(query)
+    }
+
+
 def enrollments_for_key(tx: Transaction, number: str, spki_sha256: bytes) -> list[Enrollment]:
     """List every enrollment of one key under an invitation, newest first."""
     query = (

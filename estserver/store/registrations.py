@@ -188,17 +188,23 @@ def set_pin(tx: Transaction, number: str, pin: PINHash, *, expires_at: datetime)
     )
 
 
-def spend_unit(tx: Transaction, number: str) -> bool:
+def spend_unit(tx: Transaction, number: str, *, bound: bool = False) -> bool:
     """Take one unit if the invitation is open, in time and has one left.
 
     The one conditional UPDATE on which the whole promise "one PIN, one certificate" rests.
+    `bound`: it was redeemed in time, for an account that draws on it until renewals end.
     """
+    in_time = (
+        sa.or_(invitations.c.renew_until.is_(None), invitations.c.renew_until > tx.at)
+        if bound
+        else invitations.c.expires_at > tx.at
+    )
     changed = tx.change(
         sa.update(invitations)
         .where(
             invitations.c.number == number,
             invitations.c.state == InvitationState.OPEN.value,
-            invitations.c.expires_at > tx.at,
+            in_time,
             invitations.c.units_used < invitations.c.units,
         )
         .values(units_used=invitations.c.units_used + 1)
