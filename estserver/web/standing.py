@@ -144,7 +144,7 @@ def _renewed_by_pin(
 def require_redeemable(services: Services, invitation: Invitation) -> None:
     """Let only those be asked for a PIN whom a PIN can help. It tells nothing of the PIN.
 
-    Raises RegistrationClosed (cancelled), NotReleased, BadCredentials (dead, or expired with nothing
+    Raises RegistrationClosed (cancelled), NotReleased, BadCredentials (dead, or expired and nothing
     left to take).
     """
     if invitation.state is InvitationState.CANCELLED:

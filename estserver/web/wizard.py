@@ -121,6 +121,9 @@ class WebProtocol:
                 raise
             http.note(request, outcome=error.code)
             return self._steps.ask_pin(request, invitation, error=error)
+        return self._step(request, session, stand)
+
+    def _step(self, request: web.Request, session: WebSession, stand: Standing) -> web.Response:
         if stand.waiting is not None:
             return self._steps.waiting(request, session, stand, stand.waiting)
         if stand.step is Step.TAKE:
