@@ -87,8 +87,8 @@ def _boundary(content_type: str) -> bytes:
 
 def _multipart(body: bytes, boundary: bytes) -> Iterator[tuple[str, bytes]]:
     """Take RFC 7578 apart: `--b CRLF headers CRLF CRLF value CRLF`, again and again, `--b--`."""
-    preamble, *parts, end = (b"\r\n" + body).split(b"\r\n--" + boundary)
-    if preamble or not end.startswith(b"--") or end.strip(b"-\r\n"):
+    preamble, *parts = (b"\r\n" + body).split(b"\r\n--" + boundary)
+    if preamble or not parts or parts.pop() not in (b"--", b"--\r\n"):
         raise BadInput("the form is cut short or not well encoded")
     for part in parts:
         headers, separator, value = part.partition(b"\r\n\r\n")

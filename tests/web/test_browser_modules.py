@@ -53,7 +53,7 @@ CSP = (
 KEY_TYPES = ("rsa-2048", "rsa-3072", "rsa-4096", "ec-p256", "ec-p384", "ec-p521")
 FORMATS = ("modern", "compatible")
 FRIENDLY_NAME = "山田 太郎"
-PASSWORD = "K7QM-2XHD-9WRT-PZ4C-VB6N"  # noqa: S105  of the shape generatePassword makes
+PASSWORD = "K7QM-2XHD-9WRT-PZ4C-VB6N"  # of the shape generatePassword makes
 MODERN_ROUNDS = 150_000
 COMPATIBLE_ROUNDS = 2048
 
@@ -76,7 +76,7 @@ def program(name: str, package: str) -> str:
 
 def run(*command: str | Path, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     environment = {**os.environ, "LC_ALL": "C.UTF-8"}
-    return subprocess.run(  # noqa: S603
+    return subprocess.run(
         command, input=stdin, capture_output=True, check=False, timeout=60, env=environment
     )
 
@@ -97,7 +97,7 @@ def ask(tmp_path_factory: pytest.TempPathFactory) -> Ask:
     # Browsers are told that these are modules; node is told here, so that nobody is served this.
     (folder / "package.json").write_text('{"type": "module"}')
 
-    def ask_node(command: str, argument: object = None) -> Any:  # noqa: ANN401
+    def ask_node(command: str, argument: object = None) -> Any:
         question = json.dumps({"command": command, "argument": argument}).encode()
         done = run(node, folder / DRIVER.name, stdin=question)
         assert done.returncode == 0, done.stderr.decode()
@@ -145,7 +145,7 @@ class Authority:
     name: x509.Name
     key: ec.EllipticCurvePrivateKey
 
-    def certify(self, subject: x509.Name, key: Any, *, ca: bool) -> x509.Certificate:  # noqa: ANN401
+    def certify(self, subject: x509.Name, key: Any, *, ca: bool) -> x509.Certificate:
         return (
             x509.CertificateBuilder(self.name, subject, key)
             .serial_number(x509.random_serial_number())
@@ -254,7 +254,7 @@ def test_rfc3279_2_2_3_short_signature_numbers_stay_der(ask: Ask, key_type: str)
     requests = ask("manyECRequests", {"keyType": key_type, "count": 600})
     loaded = [x509.load_der_x509_csr(bytes.fromhex(request)) for request in requests]
     assert all(request.is_signature_valid for request in loaded)
-    assert len({len(request.signature) for request in loaded}) > 2  # noqa: PLR2004
+    assert len({len(request.signature) for request in loaded}) > 2
 
 
 def test_unknown_key_type_is_refused(ask: Ask) -> None:
@@ -282,10 +282,10 @@ def test_pkcs12_opens_in_openssl(
     assert mac in text
     assert f"PKCS7 Encrypted data: {scheme}" in text
     assert f"Shrouded Keybag: {scheme}" in text
-    assert text.count("-----BEGIN CERTIFICATE-----") == 3  # noqa: PLR2004
+    assert text.count("-----BEGIN CERTIFICATE-----") == 3
     assert text.count("-----BEGIN PRIVATE KEY-----") == 1
     key_ids = re.findall(r"localKeyID: ([0-9A-F ]{59})", text)
-    assert len(key_ids) == 2  # noqa: PLR2004
+    assert len(key_ids) == 2
     assert key_ids[0] == key_ids[1]
 
 
@@ -325,7 +325,7 @@ def test_pkcs12_opens_in_cryptography(
     assert private_der(loaded.key) == private_der(expected)
 
 
-def private_der(key: Any) -> bytes:  # noqa: ANN401
+def private_der(key: Any) -> bytes:
     pkcs8 = serialization.PrivateFormat.PKCS8
     exported: bytes = key.private_bytes(
         serialization.Encoding.DER, pkcs8, serialization.NoEncryption()
@@ -434,7 +434,7 @@ def test_generated_passwords_are_100_bits_in_groups(ask: Ask) -> None:
     shape = re.compile(r"[2-9A-HJ-NP-Z]{4}(-[2-9A-HJ-NP-Z]{4}){4}")
     assert all(shape.fullmatch(password) for password in passwords)
     assert len(set(passwords)) == len(passwords)
-    assert len(set("".join(passwords)) - {"-"}) == 32  # noqa: PLR2004
+    assert len(set("".join(passwords)) - {"-"}) == 32
 
 
 def test_building_a_modern_file_reports_progress_and_lets_the_page_work(
@@ -443,8 +443,8 @@ def test_building_a_modern_file_reports_progress_and_lets_the_page_work(
     answer = ask("pkcs12", issue("ec-p256").contents())
     assert answer["progress"] == sorted(answer["progress"])
     assert answer["progress"][-1] == 1
-    assert len(answer["progress"]) > 2  # noqa: PLR2004
-    assert answer["ticks"] > 2  # noqa: PLR2004
+    assert len(answer["progress"]) > 2
+    assert answer["ticks"] > 2
 
 
 # --- Certificates ---
@@ -495,7 +495,7 @@ def test_sha256_chain_equals_hashlib(ask: Ask) -> None:
 def test_sp800_20_triple_des_vectors(ask: Ask, file: str) -> None:
     with cryptography_vectors.open_vector_file(f"ciphers/3DES/CBC/{file}.rsp", "r") as lines:
         vectors = list(encryption_vectors(lines))
-    assert len(vectors) >= 10  # noqa: PLR2004
+    assert len(vectors) >= 10
     assert ask("tripleDES", vectors) == [vector["ciphertext"] for vector in vectors]
 
 
