@@ -4,9 +4,9 @@ import asyncio
 import ssl
 import weakref
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import structlog
 from aiohttp import web
 from aiohttp.typedefs import Handler
 from aiohttp.web_protocol import RequestHandler
@@ -20,12 +20,23 @@ from estserver.errors import ConfigurationError
 from estserver.model import Secret
 from estserver.protocols import EnrollmentProtocol
 
-log = structlog.get_logger("estserver.listeners")
-
 _NO_CHECK_TIME = 0x200000
 """X509_V_FLAG_NO_CHECK_TIME: expired certificates reach the application, which says so in words."""
 _BACKLOG = 1024
 _KEEPALIVE_SECONDS = 75
+_LINGER_SECONDS = 2
+"""How long a body is read and thrown away after its refusal, which a reset would overtake."""
+
+
+@dataclass(frozen=True, slots=True)
+class TLSFiles:
+    """PEM files: the chain, leaf first, and its key, which may lie in the same file (None).
+
+    The key is plain or encrypted under the instance's passphrase.
+    """
+
+    certificate: Path
+    key: Path | None = None
 
 
 class _UnderPrefix(AbstractRuleMatching):
@@ -92,17 +103,17 @@ def _cleaned(application: web.Application) -> Callable[[web.Application], Awaita
 
 
 def tls_context(
-    *, asks: bool, trust: Sequence[x509.Certificate], pem: Path, passphrase: Secret
+    *, asks: bool, trust: Sequence[x509.Certificate], files: TLSFiles, passphrase: Secret
 ) -> ssl.SSLContext:
     """Make a server context: TLS 1.2 and 1.3; `asks` for an optional client certificate.
 
-    Raises ConfigurationError: the key or certificate in `pem` cannot be used.
+    Raises ConfigurationError: the key or certificate in `files` cannot be used.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_CIPHER_SERVER_PREFERENCE
     context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")
-    load_certificate(context, pem, passphrase)
+    load_certificate(context, files, passphrase)
     if asks:
         context.verify_mode = ssl.CERT_OPTIONAL
         context.verify_flags |= ssl.VerifyFlags(_NO_CHECK_TIME) | ssl.VERIFY_X509_PARTIAL_CHAIN
@@ -116,7 +127,7 @@ def tls_context(
     return context
 
 
-def load_certificate(context: ssl.SSLContext, pem: Path, passphrase: Secret) -> None:
+def load_certificate(context: ssl.SSLContext, files: TLSFiles, passphrase: Secret) -> None:
     """Load key and chain into a context that may be live.
 
     A bad file breaks a live context, so a scratch one tries it first.
@@ -124,9 +135,9 @@ def load_certificate(context: ssl.SSLContext, pem: Path, passphrase: Secret) -> 
     """
     try:
         for target in (ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), context):
-            target.load_cert_chain(pem, password=passphrase.reveal)
+            target.load_cert_chain(files.certificate, files.key, password=passphrase.reveal)
     except (ssl.SSLError, OSError) as error:
-        raise ConfigurationError(f"{pem}: cannot be used for TLS") from error
+        raise ConfigurationError(f"{files.certificate}: cannot be used for TLS") from error
 
 
 class _Connection(RequestHandler):
@@ -141,14 +152,8 @@ class _Connection(RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answer a malformed request; `message` and `exc` quote it and go nowhere."""
-        del message
-        if request.writer.output_size > 0:
-            raise ConnectionError("an answer is under way already")
-        if status >= web.HTTPInternalServerError.status_code:
-            log.error("request.failed", status=status, exc_info=exc)
-        else:
-            log.info("request.malformed", status=status, source=request.remote)
+        """Log as aiohttp does, see `logs`; `message` and `exc` quote the request and stay here."""
+        super().handle_error(request, status, exc, message)
         # A Server header has to be there, or aiohttp adds its own with the versions.
         answer = web.Response(status=status, text="malformed request\n", headers={"Server": "-"})
         answer.force_close()
@@ -177,6 +182,7 @@ async def listen(
             loop=loop,
             access_log=None,  # type: ignore[arg-type]  # how aiohttp is told to write none
             keepalive_timeout=_KEEPALIVE_SECONDS,
+            lingering_time=_LINGER_SECONDS,
             # Nobody here takes compressed bodies; unpacking one would be work for a stranger.
             auto_decompress=False,
         )
