@@ -1,0 +1,1 @@
+"""estserver: one invitation, three doors, one signing core."""

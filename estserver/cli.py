@@ -226,11 +226,11 @@ def migrate_command(operator: Operator) -> None:
 @click.option("--test-mode", is_flag=True, help="Honour ESTSERVER_FAILPOINT: for tests only.")
 @click.pass_obj
 def serve(operator: Operator, *, test_mode: bool) -> None:
-    """Serve on all listeners until SIGTERM; SIGHUP reloads TLS certificates."""
+    """Serve on all listeners until SIGTERM; SIGHUP reloads profiles and TLS certificates."""
     settings = operator.settings()
     if test_mode:
         server.enter_test_mode(os.environ)
-    asyncio.run(server.serve(settings))
+    asyncio.run(server.serve(settings, operator.settings))
 
 
 @main.command("doctor")

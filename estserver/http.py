@@ -22,8 +22,23 @@ from estserver.model import Origin
 log = structlog.get_logger("estserver.http")
 
 FIELDS = frozenset(
-    "request_id via operation label applicant profile serial enrollment outcome duration_ms "
-    "method path status source proof error".split()
+    {
+        "applicant",
+        "duration_ms",
+        "enrollment",
+        "error",
+        "label",
+        "method",
+        "operation",
+        "outcome",
+        "profile",
+        "proof",
+        "request_id",
+        "serial",
+        "source",
+        "status",
+        "via",
+    }
 )
 EVENT: web.RequestKey[dict[str, object]] = web.RequestKey("event", dict)
 REFERENCE: web.RequestKey[str] = web.RequestKey("reference", str)
@@ -115,7 +130,7 @@ async def read_body(request: web.Request, *, limit: int, seconds: int) -> bytes:
 
 
 def retry_after_seconds(error: Error) -> str | None:
-    """Return an error's Retry-After as whole seconds, at least 1, for clients that parse integers."""
+    """Return an error's Retry-After as whole seconds, at least 1: many clients parse integers."""
     if error.retry_after is None:
         return None
     return str(max(1, -(-error.retry_after // timedelta(seconds=1))))

@@ -42,7 +42,7 @@ from estserver.model import (
     Via,
 )
 from estserver.sortable_ids import new_id
-from estserver.store import Transaction, certificates, registrations
+from estserver.store import Transaction, certificates, registrations, revocations
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +251,7 @@ def _supersede(tx: Transaction, row: CertificateRecord, origin: Origin) -> None:
     enrollment = certificates.enrollment(tx, row.enrollment)
     if enrollment is None or enrollment.renews is None or not _is_invitations(enrollment):
         return
-    if certificates.revoke(
+    if revocations.revoke(
         tx, enrollment.renews, reason=RevocationReason.SUPERSEDED, comment="replaced by owner"
     ):
         tx.audit(
@@ -294,7 +294,7 @@ def require_free_key(tx: Transaction, enrollment: Enrollment, *, same_key: bool)
     `same_key` False: a renewal needs a key that the registration never had certified.
     """
     digest = enrollment.spki_sha256
-    if certificates.is_blocked(tx, digest):
+    if revocations.is_blocked(tx, digest):
         raise KeyNotAllowed("this key was reported as compromised: make a new key")
     if enrollment.via is Via.INTERNAL:
         return

@@ -58,7 +58,7 @@ def configure(settings: Log, stream: TextIO = sys.stderr) -> None:
 
 
 def _bound_values(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Escape control characters and cut long values; exceptions keep their line breaks as escapes."""
+    """Escape control characters and cut long values; tracebacks keep their lines as escapes."""
     return {key: _bounded(value) for key, value in event.items()}
 
 

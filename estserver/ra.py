@@ -9,6 +9,7 @@ What each transaction checks and writes stands in `intents`.
 import hashlib
 from collections.abc import Mapping
 from datetime import timedelta
+from functools import partial
 from typing import cast
 
 from cryptography.hazmat.primitives.serialization import (
@@ -48,7 +49,7 @@ from estserver.model import (
     RevocationReason,
 )
 from estserver.profiles import Profile
-from estserver.store import Store, Transaction, certificates
+from estserver.store import Store, Transaction, certificates, revocations
 
 __all__ = [
     "ABANDON_AFTER",
@@ -281,12 +282,12 @@ class RegistrationAuthority:
             record = certificates.certificate(tx, identifier)
             if record is None:
                 raise NotFound("there is no such certificate")
-            if not certificates.revoke(tx, identifier, reason=reason, comment=comment):
+            if not revocations.revoke(tx, identifier, reason=reason, comment=comment):
                 raise Conflict(
                     f"the certificate with serial {record.serial_hex} is revoked already"
                 )
             if reason is RevocationReason.KEY_COMPROMISE:
-                certificates.block_key(tx, record.spki_sha256, reason.value)
+                revocations.block_key(tx, record.spki_sha256, reason.value)
             tx.audit(
                 Event(
                     "certificate.revoked",
@@ -303,6 +304,34 @@ class RegistrationAuthority:
         if record is None:
             raise NotFound("there is no such certificate")
         return record
+
+    def revoke_superseded(self, origin: Origin) -> int:
+        """Revoke what was renewed longer ago than its profile's overlap, where the profile says so.
+
+        Never before the renewal was delivered: the overlap begins when it was issued.
+        Returns how many were revoked.
+        """
+        revoked = 0
+        for profile in tuple(self._profiles.values()):
+            renewal = profile.settings.renewal
+            if not renewal.revoke_superseded:
+                continue
+            query = partial(
+                certificates.superseded,
+                profile=profile.name,
+                renewed_before=self._clock.now() - renewal.overlap,
+            )
+            due = self._store.read(query)
+            for identifier in due:
+                self.revoke(
+                    identifier,
+                    reason=RevocationReason.SUPERSEDED,
+                    comment="renewed",
+                    by="server",
+                    origin=origin,
+                )
+                revoked += 1
+        return revoked
 
     # -- finding ---------------------------------------------------------------------------------
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import structlog
 from aiohttp import web
@@ -24,7 +23,7 @@ from estserver.config import Listener, Settings
 from estserver.errors import ConfigurationError, Error
 from estserver.invitations import Invitations
 from estserver.keyring import Keyring
-from estserver.listeners import listen, load_certificate, tls_context
+from estserver.listeners import TLSFiles, listen, load_certificate, tls_context
 from estserver.mail.post import PostOffice
 from estserver.management import Management
 from estserver.model import Clock, Invitation, Origin
@@ -71,13 +70,21 @@ class Core:
     clock: Clock
     store: Store
     keyring: Keyring
-    profiles: Mapping[str, Profile]
+    profiles: dict[str, Profile]
+    """One dictionary that all parts share, so that new profiles reach them all at once."""
     chains: Mapping[str, tuple[x509.Certificate, ...]]
     issuers: Mapping[str, Issuer]
     invitations: Invitations
     authenticator: Authenticator
     ra: RegistrationAuthority
     status: StatusAuthority
+
+    def take_profiles(self, settings: Settings) -> None:
+        """Go on with the profiles of `settings`. Raises ConfigurationError and changes nothing."""
+        fresh = _build_profiles(settings, self.chains)
+        for gone in self.profiles.keys() - fresh.keys():
+            del self.profiles[gone]
+        self.profiles.update(fresh)
 
     def retrieval_url(self, invitation: Invitation) -> str | None:
         """Return the secret URL of an invitation, or None where the web door is shut."""
@@ -114,8 +121,7 @@ def open_core(settings: Settings, clock: Clock, *, with_keys: bool) -> Core:
             )
             for name, chain in chains.items()
         }
-    rules = {**settings.profiles, **internal_profiles(settings)}
-    profiles = {name: Profile(name, rule, chains[rule.issuer][0]) for name, rule in rules.items()}
+    profiles = _build_profiles(settings, chains)
     store = Store(settings.database_url, clock)
     try:
         require_current(store)
@@ -145,6 +151,15 @@ def open_core(settings: Settings, clock: Clock, *, with_keys: bool) -> Core:
     except BaseException:
         store.close()
         raise
+
+
+def _build_profiles(
+    settings: Settings, chains: Mapping[str, tuple[x509.Certificate, ...]]
+) -> dict[str, Profile]:
+    rules = {**settings.profiles, **internal_profiles(settings)}
+    if unknown := {rule.issuer for rule in rules.values()} - chains.keys():
+        raise ConfigurationError(f"issuers: a restart is needed for {', '.join(sorted(unknown))}")
+    return {name: Profile(name, rule, chains[rule.issuer][0]) for name, rule in rules.items()}
 
 
 def _status_urls(settings: Settings, issuer: str) -> StatusURLs:
@@ -227,7 +242,7 @@ class Server:
         ]
         if self._office.sends:
             self._tasks.append(asyncio.create_task(self._deliver_mail()))
-        log.info("server.started", path=str(self._core.settings.directory), status=self.ports)
+        log.info("server.started", directory=str(self._core.settings.directory), ports=self.ports)
 
     def _prepare(self) -> None:
         self._core.ra.finish(_ORIGIN)
@@ -240,13 +255,14 @@ class Server:
     def _tidy(self) -> None:
         """Run every minute: unfinished issuance, our own certificates, old counters."""
         self._core.ra.finish(_ORIGIN, older_than=timedelta(seconds=60))
+        self._core.ra.revoke_superseded(_ORIGIN)
         for name in self._core.issuers:
             own = self._own.responder(name)
             self._core.status.use_responder(name, own.certificate, own.key)
-        before = self._own.tls()
+        own_tls = self._own.tls()
         for context, listener in self._contexts:
             if listener.certificate is None:
-                load_certificate(context, before.path, self._passphrase)
+                load_certificate(context, TLSFiles(own_tls.path), self._passphrase)
         horizon = self._core.clock.now() - timedelta(days=1)
         self._core.store.write(lambda tx: registrations.forget_attempts(tx, older_than=horizon))
 
@@ -276,22 +292,28 @@ class Server:
         context = tls_context(
             asks=asks,
             trust=[certificate for chain in self._core.chains.values() for certificate in chain],
-            pem=self._pem(listener),
+            files=self._files(listener),
             passphrase=self._passphrase,
         )
         self._contexts.append((context, listener))
         return context
 
-    def _pem(self, listener: Listener) -> Path:
-        if listener.certificate is not None:
-            return self._core.settings.path(listener.certificate)
-        return self._own.tls().path
+    def _files(self, listener: Listener) -> TLSFiles:
+        if listener.certificate is None:
+            return TLSFiles(self._own.tls().path)
+        settings = self._core.settings
+        key = None if listener.key is None else settings.path(listener.key)
+        return TLSFiles(settings.path(listener.certificate), key)
 
-    def reload(self) -> None:
-        """Load TLS certificates again. A file that cannot be used leaves the old one in place."""
+    def reload(self, reread: Callable[[], Settings]) -> None:
+        """Load profiles and TLS certificates again. What cannot be used leaves the old in place."""
+        try:
+            self._core.take_profiles(reread())
+        except ConfigurationError as error:
+            log.error("profiles.reload-failed", error=error.detail)  # noqa: TRY400 - says it all
         for context, listener in self._contexts:
             try:
-                load_certificate(context, self._pem(listener), self._passphrase)
+                load_certificate(context, self._files(listener), self._passphrase)
             except ConfigurationError as error:
                 log.error("certificate.reload-failed", error=error.detail)  # noqa: TRY400 - says it all
 
@@ -323,19 +345,26 @@ async def _every(
             log.exception("background.failed", operation=name)
 
 
-async def serve(settings: Settings, *, clock: Clock | None = None) -> None:
-    """Serve until SIGTERM or SIGINT; SIGHUP reloads TLS certificates."""
+async def serve(settings: Settings, reread: Callable[[], Settings]) -> None:
+    """Serve until SIGTERM or SIGINT; SIGHUP takes profiles and TLS certificates anew."""
     logs.configure(settings.log)
-    core = open_core(settings, clock or SystemClock(), with_keys=True)
+    core = open_core(settings, SystemClock(), with_keys=True)
     try:
         server = Server(core)
         stopped = asyncio.Event()
+        reloading: set[asyncio.Task[None]] = set()
         loop = asyncio.get_running_loop()
+
+        def reload() -> None:
+            task = loop.create_task(server.services.run(server.reload, reread))
+            reloading.add(task)
+            task.add_done_callback(reloading.discard)
+
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopped.set)
-        loop.add_signal_handler(signal.SIGHUP, server.reload)
-        await server.start()
+        loop.add_signal_handler(signal.SIGHUP, reload)
         try:
+            await server.start()
             await stopped.wait()
         finally:
             await server.stop()

@@ -30,7 +30,7 @@ from estserver.model import (
     PublicKey,
     RevocationReason,
 )
-from estserver.store import Store, Transaction, certificates
+from estserver.store import Store, Transaction, revocations
 
 RED = 0.25
 """Share of a CRL's life that is left when somebody must be told (INC-28)."""
@@ -207,7 +207,7 @@ class StatusAuthority:
         """Return the newest CRL in the database; read again only if it is another one."""
         known = self._newest.get(issuer)
         above = 0 if known is None else known.number
-        row = self._store.read(lambda tx: certificates.newest_crl(tx, issuer, above=above))
+        row = self._store.read(lambda tx: revocations.newest_crl(tx, issuer, above=above))
         return known if row is None else self._remember(CRL(issuer, *row))
 
     def _remember(self, crl: CRL) -> CRL:
@@ -225,7 +225,7 @@ class StatusAuthority:
         # A revocation is dated when its transaction begins and seen when it commits, which may be
         # after a CRL was made and dated: times alone would overlook it, so entries are compared.
         since = newest.this_update - _SETTLING
-        recent = self._store.read(lambda tx: certificates.revoked(tx, newest.issuer, since=since))
+        recent = self._store.read(lambda tx: revocations.revoked(tx, newest.issuer, since=since))
         return bool(recent) and not {serial for serial, _, _ in recent} <= self._listing(newest)
 
     def _listing(self, crl: CRL) -> frozenset[int]:
@@ -247,11 +247,11 @@ class StatusAuthority:
         def snapshot(
             tx: Transaction,
         ) -> tuple[datetime, int, list[tuple[int, datetime, RevocationReason]]]:
-            number = certificates.newest_crl_number(tx, issuer)
-            return tx.now, number, certificates.revoked(tx, issuer)
+            number = revocations.newest_crl_number(tx, issuer)
+            return tx.now, number, revocations.revoked(tx, issuer)
 
         def unit(tx: Transaction) -> bool:
-            if not certificates.put_crl(tx, issuer, crl.number, parsed, crl.der):
+            if not revocations.put_crl(tx, issuer, crl.number, parsed, crl.der):
                 return False
             tx.audit(
                 Event(
@@ -315,7 +315,7 @@ class StatusAuthority:
             return _refusal(ocsp.ResponseStatus.TRY_LATER)
         serials = [cert_id.serial for cert_id in request.ids]
         now, rows = self._store.read(
-            lambda tx: (tx.now, certificates.statuses(tx, issuer, serials))
+            lambda tx: (tx.now, revocations.statuses(tx, issuer, serials))
         )
         vouches_until = responder.certificate.not_valid_after_utc
         if not responder.certificate.not_valid_before_utc <= now < vouches_until:

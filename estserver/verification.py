@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from estserver.model import CertificateRecord, CertificateState, EnrollmentState
 from estserver.names import display_name
 from estserver.server import Core
-from estserver.store import Transaction, certificates, health
+from estserver.store import Transaction, certificates, health, revocations
 from estserver.store.audit import broken_links
 
 _PAGE = 200
@@ -113,13 +113,13 @@ def _audit_trail(tx: Transaction) -> tuple[int, list[str]]:
 
 def _unlisted(tx: Transaction, issuer: str) -> list[str]:
     """List revoked certificates that a later CRL lacks: a revocation must never be lost."""
-    newest = certificates.newest_crl(tx, issuer)
+    newest = revocations.newest_crl(tx, issuer)
     if newest is None:
         return []
     number, this_update, _, der = newest
     listed = {entry.serial_number for entry in x509.load_der_x509_crl(der)}
     return [
         f"certificate {serial:x}: was revoked before CRL {number} of {issuer}, which lacks it"
-        for serial, revoked_at, _ in certificates.revoked(tx, issuer)
+        for serial, revoked_at, _ in revocations.revoked(tx, issuer)
         if revoked_at < this_update - _SETTLING and serial not in listed
     ]

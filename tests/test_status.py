@@ -23,7 +23,7 @@ from estserver.ca.keys import generate_key
 from estserver.errors import Error, Fault, NotFound, Unavailable
 from estserver.model import KeyType, RevocationReason
 from estserver.status import OCSP_LIFETIME, CRLAge
-from estserver.store import audit, certificates
+from estserver.store import audit, certificates, revocations
 from tests.status_driver import LIFETIME, ORIGIN, FickleKey, House, build, question, run
 
 GOOD, REVOKED, UNKNOWN = (
@@ -196,7 +196,7 @@ def test_the_number_of_a_deleted_crl_never_comes_back(house: House) -> None:
         house.clock.offset += LIFETIME
         house.status.publish("issuing")
     assert not house.store.write(
-        lambda tx: certificates.put_crl(tx, "issuing", 1, parsed(first.der), first.der)
+        lambda tx: revocations.put_crl(tx, "issuing", 1, parsed(first.der), first.der)
     )
     assert house.status.crl("issuing").number == 6
 
@@ -234,7 +234,7 @@ def test_a_crl_that_does_not_verify_is_not_published(tmp_path: Path) -> None:
     house = build(tmp_path, keys={"issuing": FickleKey()})
     with pytest.raises(Fault, match="does not verify"):
         house.status.publish("issuing")
-    assert house.store.read(lambda tx: certificates.newest_crl(tx, "issuing")) is None
+    assert house.store.read(lambda tx: revocations.newest_crl(tx, "issuing")) is None
     house.store.close()
 
 
@@ -243,7 +243,7 @@ def test_one_broken_issuer_does_not_keep_the_others_from_publishing(tmp_path: Pa
     house = build(tmp_path, names=("broken", "issuing"), keys=keys)
     with pytest.raises(Fault, match="broken"):
         house.status.publish_due()
-    assert house.store.read(lambda tx: certificates.newest_crl_number(tx, "issuing")) == 1
+    assert house.store.read(lambda tx: revocations.newest_crl_number(tx, "issuing")) == 1
     house.store.close()
 
 
