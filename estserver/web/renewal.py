@@ -251,14 +251,7 @@ class RenewalProtocol:
             invitation = invitations.get(record.invitation)
             invitations.confirm(invitation, pin, source=origin.source)
             confirmed = ConfirmedPIN(invitation.number, invitation.pin_generation)
-        try:
-            entitlement = authenticator.renew(credential, pin=confirmed)
-        except BadCredentials:
-            # The PIN is spent by the first answer; the same key still gets the same certificate.
-            for taken in renewals(self._services, record) if confirmed else ():
-                if taken.enrollment.spki_sha256 == csr.spki_sha256:
-                    return Issued(taken.enrollment.id, taken.der, repeated=True)
-            raise
+        entitlement = authenticator.renew(credential, pin=confirmed)
         return self._services.ra.enroll(
             EnrollmentRequest(loosely(entitlement), csr, Via.RENEWAL, origin)
         )

@@ -21,7 +21,6 @@ from estserver.model import (
     EnrollmentState,
     Invitation,
     InvitationState,
-    Issued,
 )
 from estserver.names import display_name, format_general_name
 from estserver.protocols import Services
@@ -179,21 +178,6 @@ def _replaceable(services: Services, session: WebSession) -> bool:
     except Conflict:
         return False
     return True
-
-
-def issued_before(services: Services, number: str | None, spki_sha256: bytes) -> Issued | None:
-    """Return the valid certificate that a registration already has for this very key.
-
-    Asked after a repeated click or a lost answer, when what the first one drew on is spent.
-    """
-    now = services.clock.now()
-    for enrollment, record in services.ra.of_invitation(number) if number else ():
-        if enrollment.spki_sha256 != spki_sha256 or record is None:
-            continue
-        found = services.ra.certificate_of(enrollment.id)
-        if found is not None and found[0].state_at(now) is CertificateState.VALID:
-            return Issued(enrollment.id, found[1], repeated=True)
-    return None
 
 
 def renewals(services: Services, renewed: CertificateRecord) -> tuple[Taken, ...]:

@@ -146,6 +146,12 @@ class StepPages:
             ),
         )
 
+    def renew_elsewhere(
+        self, request: web.Request, session: WebSession, stand: Standing
+    ) -> web.Response:
+        """Send whoever needs certificate and PIN to the listener that asks for the certificate."""
+        return self._show(request, session, "renew_elsewhere.html", step=2, stand=stand)
+
     def ended(self, request: web.Request, session: WebSession, stand: Standing) -> web.Response:
         """Show that the certificate is revoked or expired and nothing is left to issue."""
         return self._show(request, session, "ended.html", step=3, ended=stand.ended)

@@ -18,7 +18,7 @@ from estserver.errors import (
     NotFound,
     TooManyAttempts,
 )
-from estserver.model import Invitation, Issued, KeyType, Origin, Pending, Renewal, Secret, Via
+from estserver.model import Invitation, Issued, KeyType, Origin, Pending, RenewalAuth, Secret, Via
 from estserver.protocols import Services
 from estserver.ra import EnrollmentRequest
 from estserver.web import server_file
@@ -30,7 +30,6 @@ from estserver.web.standing import (
     Step,
     Taken,
     facts,
-    issued_before,
     require_redeemable,
     standing,
 )
@@ -129,6 +128,9 @@ class WebProtocol:
         if stand.step is Step.TAKE:
             return self._steps.take(request, session, stand, _chosen(request, stand))
         if stand.renews is not None:
+            rules = self._services.profiles[stand.invitation.profile].settings.renewal
+            if rules.auth is RenewalAuth.CERTIFICATE_AND_PIN:
+                return self._steps.renew_elsewhere(request, session, stand)
             return self._steps.issue(request, session, stand, "renew")
         if stand.ended is not None and stand.units_left < 1:
             return self._steps.ended(request, session, stand)
@@ -188,17 +190,15 @@ class WebProtocol:
     def _enroll(
         self, session: WebSession, csr: CSR, *, replace: bool, origin: Origin
     ) -> Issued | Pending:
-        """Enroll; the same key gets the same certificate, whatever has been spent meanwhile."""
+        """Enroll, or replace what was lost; a repeated question is never a second replacement."""
         authenticator, ra = self._services.authenticator, self._services.ra
-        entitlement = authenticator.entitle(session.credential)
-        if not isinstance(entitlement.authority, Renewal):
-            # A renewal PIN stands for a new certificate even for a key that has one.
-            before = issued_before(self._services, session.number, csr.spki_sha256)
-            if before is not None:
-                return before
-            rows = ra.of_invitation(session.number)
-            if replace and not any(e.spki_sha256 == csr.spki_sha256 for e, _ in rows):
-                entitlement = authenticator.replacement(session.credential)
+        rows = ra.of_invitation(session.number)
+        repeated = any(e.spki_sha256 == csr.spki_sha256 for e, _ in rows)
+        entitlement = (
+            authenticator.replacement(session.credential)
+            if replace and not repeated
+            else authenticator.entitle(session.credential)
+        )
         return ra.enroll(EnrollmentRequest(entitlement, csr, Via.WEB, origin))
 
     async def _issue_with_server_key(
