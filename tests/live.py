@@ -140,7 +140,8 @@ class Live:
 
     def port(self, listener: str) -> int:
         """TCP port of a listener on 127.0.0.1."""
-        return self.server.ports[listener]
+        number: int = getattr(self.settings.listeners, listener).port
+        return number
 
     def invite(self, profile: str, **fields: Any) -> Handover:
         """Register with sensible defaults for the profile."""
