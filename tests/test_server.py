@@ -1,0 +1,149 @@
+"""The composition root: what SIGHUP takes, what runs by itself, which files TLS uses."""
+
+import ssl
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+from estserver import config
+from estserver.errors import ConfigurationError
+from estserver.model import CertificateState
+from estserver.store import certificates
+from tests.live import ORIGIN, Holder, Live, Workshop, make_csr, new_key
+
+
+def _append(live: Live, toml: str) -> None:
+    path = live.directory / "estserver.toml"
+    path.write_text(path.read_text(encoding="utf-8") + toml, encoding="utf-8")
+
+
+def _reload(live: Live) -> None:
+    live.server.reload(lambda: config.load(live.directory / "estserver.toml"))
+
+
+def _state(live: Live, holder: Holder) -> CertificateState:
+    record = live.core.ra.find(holder.certificate.serial_number)
+    return record.state
+
+
+def test_a_reload_takes_new_profiles_without_a_restart(live: Live) -> None:
+    before = live.enroll(live.invite("device"))
+    _append(live, '\n[profiles.device]\nvalidity = "7d"\n')
+    _reload(live)
+    after = live.enroll(live.invite("device"))
+    for holder, days in ((before, 365), (after, 7)):
+        leaf = holder.certificate
+        life = leaf.not_valid_after_utc - leaf.not_valid_before_utc
+        assert life == timedelta(days=days) - timedelta(seconds=1)
+
+
+def test_a_reload_of_a_broken_file_leaves_the_old_profiles_in_place(live: Live) -> None:
+    _append(live, '\n[profiles.device]\nvalidty = "7d"\n')
+    _reload(live)
+    leaf = live.enroll(live.invite("device")).certificate
+    life = leaf.not_valid_after_utc - leaf.not_valid_before_utc
+    assert life == timedelta(days=365) - timedelta(seconds=1)
+
+
+@pytest.mark.row("EST-140")
+def test_a_renewed_certificate_is_revoked_after_its_overlap_where_the_profile_says_so(
+    make_live: Callable[[str], Live],
+) -> None:
+    live = make_live("\n[profiles.device.renewal]\nrevoke_superseded = true\noverlap = '14d'\n")
+    old = live.enroll(live.invite("device"))
+    credential_der = old.certificate.public_bytes(Encoding.DER)
+    answer = live.request(
+        "POST",
+        "/.well-known/est/simplereenroll",
+        body=make_csr(new_key(), subject="printer-17"),
+        headers={"Content-Type": "application/pkcs10"},
+        holder=old,
+    )
+    new = Holder(new_key(), answer.certificates()[0])
+    assert credential_der != new.certificate.public_bytes(Encoding.DER)
+    live.clock.advance(timedelta(days=13))
+    assert live.core.ra.revoke_superseded(ORIGIN) == 0
+    live.clock.advance(timedelta(days=2))
+    assert live.core.ra.revoke_superseded(ORIGIN) == 1
+    assert _state(live, old) is CertificateState.REVOKED
+    assert _state(live, new) is CertificateState.VALID
+    assert live.core.ra.revoke_superseded(ORIGIN) == 0
+
+
+def test_a_renewed_certificate_stays_valid_where_the_profile_says_nothing(live: Live) -> None:
+    old = live.enroll(live.invite("device"))
+    answer = live.request(
+        "POST",
+        "/.well-known/est/simplereenroll",
+        body=make_csr(new_key(), subject="printer-17"),
+        headers={"Content-Type": "application/pkcs10"},
+        holder=old,
+    )
+    assert answer.status == 200
+    live.clock.advance(timedelta(days=100))
+    assert live.core.ra.revoke_superseded(ORIGIN) == 0
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["one file", "two files"])
+def test_a_listener_serves_with_a_certificate_of_the_operators(
+    template: Path, tmp_path: Path, *, together: bool
+) -> None:
+    workshop = Workshop(template)
+    live = workshop.make(tmp_path / "instance", start=False)
+    live.start()
+    holder = live.enroll(live.invite("server", names=("dns:localhost", "ip:127.0.0.1")))
+    live.stop()
+    chain = (
+        holder.certificate.public_bytes(Encoding.PEM)
+        + (live.directory / "ca/issuing.crt").read_bytes()
+    )
+    key = holder.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (live.directory / "own.crt").write_bytes((key if together else b"") + chain)
+    (live.directory / "own.key").write_bytes(key)
+    text = (live.directory / "estserver.toml").read_text(encoding="utf-8")
+    lines = 'certificate = "own.crt"\n' + ("" if together else 'key = "own.key"\n')
+    (live.directory / "estserver.toml").write_text(
+        text.replace("[listeners.web]\n", f"[listeners.web]\n{lines}"), encoding="utf-8"
+    )
+    live.settings = config.load(live.directory / "estserver.toml")
+    live.start()
+    try:
+        pem = ssl.get_server_certificate(
+            ("localhost", live.port("web")), ca_certs=str(live.root), timeout=10
+        )
+    finally:
+        live.stop()
+    assert x509.load_pem_x509_certificate(pem.encode()) == holder.certificate
+
+
+def test_a_listener_file_that_is_no_certificate_stops_the_start(
+    template: Path, tmp_path: Path
+) -> None:
+    live = Workshop(template).make(tmp_path / "instance", start=False)
+    (live.directory / "own.crt").write_text("nothing", encoding="utf-8")
+    path = live.directory / "estserver.toml"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(
+        text.replace("[listeners.web]\n", '[listeners.web]\ncertificate = "own.crt"\n'),
+        encoding="utf-8",
+    )
+    live.settings = config.load(path)
+    with pytest.raises(ConfigurationError, match=r"own\.crt: cannot be used for TLS"):
+        live.start()
+
+
+def test_our_own_tls_certificate_renews_itself_at_half_life(live: Live) -> None:
+    port = live.port("web")
+    first = ssl.get_server_certificate(("localhost", port), timeout=10)
+    live.clock.advance(timedelta(days=46))
+    live.server._tidy()
+    second = ssl.get_server_certificate(("localhost", port), timeout=10)
+    assert first != second
+    leaf = x509.load_pem_x509_certificate(second.encode())
+    record = live.core.ra.find(leaf.serial_number)
+    assert record.profile == "_tls"
+    assert live.core.store.read(lambda tx: certificates.der(tx, record.enrollment))
