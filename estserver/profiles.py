@@ -24,6 +24,7 @@ from estserver.errors import (
     NamesNotAllowed,
 )
 from estserver.model import Door, Grant, Invitation, Plan, PublicKey
+from estserver.name_constraints import forbidden
 from estserver.names import (
     canonical_general_name,
     display_name,
@@ -79,6 +80,7 @@ class Profile:
     def __init__(self, name: str, settings: ProfileSettings, issuer: x509.Certificate) -> None:
         self.name = name
         self.settings = settings
+        self._issuer = issuer
         self._issuer_not_before = issuer.not_valid_before_utc
         self._issuer_not_after = issuer.not_valid_after_utc
         if not BACKDATE < settings.validity <= _LONGEST:
@@ -219,8 +221,9 @@ class Profile:
     def plan(self, csr: CSR, grant: Grant, now: datetime) -> Plan:
         """Decide one certificate.
 
-        Raises KeyNotAllowed, NamesNotAllowed (a name outside the grant), IdentityMismatch (an
-        exact grant and a CSR that differs), Fault (the issuer is not valid now).
+        Raises KeyNotAllowed, NamesNotAllowed (a name outside the grant or the issuer's
+        nameConstraints), IdentityMismatch (an exact grant and a CSR that differs), Fault (the
+        issuer is not valid now).
         """
         if not allows(self.settings.keys, csr.key):
             allowed = ", ".join(key.value for key in self.settings.keys)
@@ -235,6 +238,12 @@ class Profile:
             _require_ordered(csr, grant)
         else:
             _require_within(csr, grant)
+        if names := forbidden(self._issuer, grant.subject, grant.names):
+            shown = ", ".join(sorted(format_general_name(name) for name in names))
+            raise NamesNotAllowed(
+                f"the issuing CA may not certify {shown}: ask the administrator",
+                values={"name": shown},
+            )
         return self._plan(csr.public_key, grant, now)
 
     def plan_again(self, public_key: PublicKey, grant: Grant, now: datetime) -> Plan:

@@ -11,7 +11,7 @@ ROOMS = (
     ("errors", "model", "failpoints", "sortable_ids", "shipped_profiles"),
     ("names", "name_grammar", "keyring", "pin"),
     ("csr", "csr_body", "public_keys", "config"),
-    ("profiles",),
+    ("profiles", "name_constraints"),
     ("ca", "store", "mail"),
     ("invitations", "external_binding", "throttling"),
     ("authentication", "intents"),
