@@ -137,12 +137,16 @@ def retry_after_seconds(error: Error) -> str | None:
 
 
 def observer(
-    via: str, render: Callable[[web.Request, Error], Awaitable[web.StreamResponse]]
+    via: str,
+    render: Callable[[web.Request, Error], Awaitable[web.StreamResponse]],
+    record: Callable[[str, Refused, Origin], Awaitable[None]] | None = None,
 ) -> Middleware:
     """Make the outermost middleware of a door.
 
     `render` turns an error of the tree into the door's own kind of answer. Whatever is not of the
-    tree is logged in full under the request's reference and rendered as a bare Fault.
+    tree is logged in full under the request's reference and rendered as a bare Fault. `record`
+    takes the refusals of applicants that were identified, for the audit trail; a stranger's are
+    only counted and logged, so that strangers cause no durable writes.
     """
 
     @web.middleware
@@ -160,6 +164,9 @@ def observer(
             raise
         except Refused as error:
             event["outcome"] = error.code
+            applicant = _identified(event, error)
+            if record is not None and applicant is not None:
+                await record(applicant, error, origin(request))
             response = await render(request, error)
         except Error as error:
             event["outcome"] = error.code
@@ -177,6 +184,14 @@ def observer(
         return response
 
     return observe
+
+
+def _identified(event: dict[str, object], error: Refused) -> str | None:
+    """Name who was refused, if it is known: by the door, or by the certificate in the refusal."""
+    if "applicant" in event:
+        return str(event["applicant"])
+    serial = error.values.get("serial")
+    return None if serial is None else f"certificate {serial}"
 
 
 def _log_fault(request: web.Request, error: Exception) -> None:

@@ -333,6 +333,13 @@ class RegistrationAuthority:
                 revoked += 1
         return revoked
 
+    def record_refusal(self, applicant: str, error: Refused, origin: Origin) -> None:
+        """Record that an identified applicant was refused. Raises Unavailable."""
+        event = Event(
+            "enrollment.refused", applicant, applicant, {"code": error.code, "detail": error.detail}
+        )
+        self._store.write(lambda tx: tx.audit(event, origin))
+
     # -- finding ---------------------------------------------------------------------------------
 
     def enrollment(self, identifier: str) -> Enrollment:

@@ -6,6 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
@@ -13,7 +14,8 @@ from estserver import config
 from estserver.errors import ConfigurationError
 from estserver.model import CertificateState
 from estserver.store import certificates
-from tests.live import ORIGIN, Holder, Live, Workshop, make_csr, new_key
+from estserver.store.tables import audit_events
+from tests.live import ORIGIN, Holder, Live, Workshop, basic, make_csr, new_key
 
 
 def _append(live: Live, toml: str) -> None:
@@ -147,3 +149,37 @@ def test_our_own_tls_certificate_renews_itself_at_half_life(live: Live) -> None:
     record = live.core.ra.find(leaf.serial_number)
     assert record.profile == "_tls"
     assert live.core.store.read(lambda tx: certificates.der(tx, record.enrollment))
+
+
+@pytest.mark.row("EST-203")
+def test_the_refusal_of_an_identified_applicant_is_in_the_audit_trail(live: Live) -> None:
+    handover = live.invite("device")
+    answer = live.request(
+        "POST",
+        "/.well-known/est/simpleenroll",
+        body=make_csr(new_key(), subject="somebody-else"),
+        headers={"Content-Type": "application/pkcs10", "Authorization": basic(handover)},
+    )
+    assert answer.status == 403
+    row = live.core.store.read(
+        lambda tx: tx.connection.execute(
+            sa.select(audit_events).where(audit_events.c.event == "enrollment.refused")
+        ).one()
+    )
+    assert row.object == f"invitation {handover.invitation.number}"
+    assert "somebody-else" in row.detail
+    assert row.request_id in answer.body.decode()
+
+
+@pytest.mark.row("EST-203")
+def test_a_strangers_refusal_writes_no_audit_row(live: Live) -> None:
+    answer = live.request("POST", "/.well-known/est/simpleenroll", body=make_csr(new_key()))
+    assert answer.status == 401
+    count = live.core.store.read(
+        lambda tx: tx.connection.execute(
+            sa.select(sa.func.count())
+            .select_from(audit_events)
+            .where(audit_events.c.event == "enrollment.refused")
+        ).scalar_one()
+    )
+    assert count == 0

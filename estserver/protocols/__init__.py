@@ -4,6 +4,7 @@ A new protocol is one class and one line in `server.PROTOCOLS`.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -14,9 +15,10 @@ from cryptography import x509
 
 from estserver.authentication import Authenticator
 from estserver.config import Settings
+from estserver.errors import Refused, Unavailable
 from estserver.invitations import Invitations
 from estserver.keyring import Keyring
-from estserver.model import Clock
+from estserver.model import Clock, Origin
 from estserver.profiles import Profile
 from estserver.ra import RegistrationAuthority
 from estserver.status import StatusAuthority
@@ -52,6 +54,15 @@ class Services:
         loop = asyncio.get_running_loop()
         call = loop.run_in_executor(self.executor, lambda: function(*args, **kwargs))
         return await asyncio.shield(call)
+
+    async def record_refusal(self, applicant: str, error: Refused, origin: Origin) -> None:
+        """Put the refusal of an identified applicant into the audit trail.
+
+        A database that cannot take it must not turn a clear refusal into a fault: the request's
+        log line says the same.
+        """
+        with contextlib.suppress(Unavailable):
+            await self.run(self.ra.record_refusal, applicant, error, origin)
 
 
 class EnrollmentProtocol(Protocol):

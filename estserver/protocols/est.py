@@ -83,7 +83,9 @@ class ESTProtocol:
 
     def application(self) -> web.Application:
         """Return one route for all paths: what is not EST is answered here, never redirected."""
-        application = web.Application(middlewares=[http.observer(self.name, self._refuse)])
+        application = web.Application(
+            middlewares=[http.observer(self.name, self._refuse, self._services.record_refusal)]
+        )
         application.router.add_route("*", self.prefix + r"{rest:[\s\S]*}", self._answer)
         return application
 

@@ -88,7 +88,11 @@ class RenewalProtocol:
 
     def application(self) -> web.Application:
         """Return the routes of the renewal pages."""
-        application = web.Application(middlewares=[http.observer("renewal", self._site.error_page)])
+        application = web.Application(
+            middlewares=[
+                http.observer("renewal", self._site.error_page, self._services.record_refusal)
+            ]
+        )
         router = application.router
         router.add_get("/", self._landing)
         router.add_get("/renew", self._show)

@@ -56,7 +56,9 @@ class WebProtocol:
 
     def application(self) -> web.Application:
         """Return the routes of the web listener."""
-        application = web.Application(middlewares=[http.observer("web", self._site.error_page)])
+        application = web.Application(
+            middlewares=[http.observer("web", self._site.error_page, self._services.record_refusal)]
+        )
         router = application.router
         router.add_get("/e/{token}", self._show)
         router.add_post("/e/{token}", self._confirm)
