@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa, x25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtensionOID
+from structlog.testing import capture_logs
 
 from estserver import failpoints
 from estserver.invitations import Handover
@@ -104,12 +105,13 @@ def test_content_types_are_read_kindly(live: Live, content_type: str) -> None:
 
 
 @pytest.mark.row("EST-073")
-def test_a_missing_content_type_is_accepted_and_logged(
-    live: Live, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_missing_content_type_is_accepted_and_logged(live: Live) -> None:
     headers = {"Authorization": basic(live.invite("device"))}
-    assert live.request("POST", f"{EST}/simpleenroll", body=csr(), headers=headers).status == 200
-    assert "without Content-Type" in capfd.readouterr().out
+    with capture_logs() as lines:
+        answer = live.request("POST", f"{EST}/simpleenroll", body=csr(), headers=headers)
+    assert answer.status == 200
+    (line,) = [line for line in lines if line["event"] == "csr.tolerated"]
+    assert (line["log_level"], line["error"]) == ("warning", "without Content-Type")
 
 
 @pytest.mark.row("EST-073")
@@ -152,13 +154,14 @@ def test_white_space_in_base64_means_nothing(live: Live) -> None:
 @pytest.mark.row("EST-076", "EST-077")
 @pytest.mark.parametrize("form", ["CERTIFICATE REQUEST", "NEW CERTIFICATE REQUEST", "DER"])
 def test_pem_and_der_are_tolerated_and_logged_or_refused_by_the_strict(
-    make_live: Callable[[str], Live], capfd: pytest.CaptureFixture[str], form: str
+    make_live: Callable[[str], Live], form: str
 ) -> None:
     der = make_csr(new_key())
     body = der if form == "DER" else pem(der, form)
     live = make_live("")
-    assert post(live, body, by=live.invite("device")).status == 200
-    assert "csr.tolerated" in capfd.readouterr().out
+    with capture_logs() as lines:
+        assert post(live, body, by=live.invite("device")).status == 200
+    assert "csr.tolerated" in {line["event"] for line in lines}
     strict = make_live(STRICT)
     handover = strict.invite("device")
     answer = post(strict, body, by=handover)
@@ -516,15 +519,17 @@ def test_a_busy_database_is_503_with_retry_after_and_spends_nothing(live: Live) 
 
 @pytest.mark.row("EST-126", "EST-117")
 def test_an_unexpected_failure_is_500_with_only_a_reference(
-    live: Live, failpoint: Callable[[str], None], capfd: pytest.CaptureFixture[str]
+    live: Live, failpoint: Callable[[str], None]
 ) -> None:
     handover, body = live.invite("device"), csr()
     failpoint("planned:1:raise")
-    answer = post(live, body, by=handover)
+    with capture_logs() as lines:
+        answer = post(live, body, by=handover)
     assert answer.status == 500
     head, _, reference = answer.body.decode().strip().partition("\nReference: ")
     assert head == "Internal error."
-    assert reference in capfd.readouterr().out
+    (line,) = [line for line in lines if line["event"] == "request.failed"]
+    assert line["request_id"] == reference
     assert units_used(live, handover) == 0
     assert post(live, body, by=handover).status == 200
 
@@ -545,14 +550,15 @@ def test_a_failure_after_the_pin_was_spent_loses_nothing(
 
 
 @pytest.mark.row("EST-117", "EST-118")
-def test_a_refusal_can_be_found_by_its_reference(
-    shared: Live, capfd: pytest.CaptureFixture[str]
-) -> None:
-    answer = post(shared, csr(subject="someone-else"), by=shared.invite("device"))
+def test_a_refusal_can_be_found_by_its_reference(shared: Live) -> None:
+    handover = shared.invite("device")
+    with capture_logs() as lines:
+        answer = post(shared, csr(subject="someone-else"), by=handover)
     reference = answer.body.decode().rpartition("Reference: ")[2].strip()
-    line = next(line for line in capfd.readouterr().out.splitlines() if reference in line)
-    assert "names-not-allowed" in line
-    assert "simpleenroll" in line
+    (line,) = [line for line in lines if line.get("request_id") == reference]
+    assert line["outcome"] == "names-not-allowed"
+    assert line["operation"] == "simpleenroll"
+    assert line["applicant"] == f"invitation {handover.invitation.number}"
 
 
 @pytest.mark.row("EST-062")
