@@ -290,13 +290,13 @@ class Authenticator:
         try:
             invitation = self._invitations.get(number)
         except NotFound as error:
-            raise _unbindable("unknown") from error
+            raise unbindable("unknown") from error
         if Door.ACME not in invitation.doors:
-            raise _unbindable("door")
+            raise unbindable("door")
         if invitation.state is not InvitationState.OPEN:
-            raise _unbindable(invitation.state.value)
+            raise unbindable(invitation.state.value)
         if self._clock.now() >= invitation.expires_at:
-            raise _unbindable("expired")
+            raise unbindable("expired")
         return invitation
 
     def registration(self, account: ACMEAccount) -> Invitation | None:
@@ -414,7 +414,8 @@ class Authenticator:
         return next((record for record in found if record.state in live), None)
 
 
-def _unbindable(reason: str) -> BadCredentials:
+def unbindable(reason: str) -> BadCredentials:
+    """Make the one refusal of every external account binding that is not accepted."""
     return BadCredentials(
         "the external account binding is not accepted: its kid is unknown, its MAC is wrong, or "
         "it has expired or is used up",

@@ -121,7 +121,7 @@ def _listener(port: int, scheme: str, *serves: str) -> Any:
 class Listeners(_Section):
     """The four listeners; what each serves is configuration."""
 
-    web: Listener = _listener(8443, "https", "web")
+    web: Listener = _listener(8443, "https", "web", "acme")
     devices: Listener = _listener(9443, "https", "est", "renewal")
     status: Listener = _listener(8080, "http", "status")
     management: Listener = _listener(9180, "http", "management")

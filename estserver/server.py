@@ -30,6 +30,7 @@ from estserver.model import Clock, Invitation, Origin
 from estserver.own_certificates import OwnCertificates, internal_profiles
 from estserver.profiles import Profile
 from estserver.protocols import EnrollmentProtocol, Services
+from estserver.protocols.acme import ACMEProtocol
 from estserver.protocols.est import ESTProtocol
 from estserver.protocols.status import StatusProtocol
 from estserver.ra import RegistrationAuthority
@@ -43,6 +44,7 @@ log = structlog.get_logger("estserver.server")
 PROTOCOLS: Sequence[Callable[[Services], EnrollmentProtocol]] = (
     WebProtocol,
     ESTProtocol,
+    ACMEProtocol,
     RenewalProtocol,
     StatusProtocol,
     Management,

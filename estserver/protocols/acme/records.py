@@ -114,21 +114,24 @@ def account_of_invitation(tx: Transaction, number: str) -> Account | None:
     return None if row is None else _account(row)
 
 
-def change_account(
-    tx: Transaction, identifier: str, *, contacts: Sequence[str] | None, terms: str | None
-) -> bool:
-    """Change what is not None of a valid account; False if it is not valid any more."""
-    values: dict[str, Any] = {} if contacts is None else {"contacts": list(contacts)}
-    if terms is not None:
-        values["terms"] = terms
-    return (
-        tx.change(
-            sa.update(accounts)
-            .where(accounts.c.id == identifier, accounts.c.status == AccountStatus.VALID.value)
-            .values(**(values or {"status": AccountStatus.VALID.value}))
-        )
-        == 1
+def change_account(tx: Transaction, identifier: str, *, contacts: Sequence[str]) -> bool:
+    """Change the contacts of a valid account; False if it is not valid any more."""
+    changed = tx.change(
+        sa.update(accounts)
+        .where(accounts.c.id == identifier, accounts.c.status == AccountStatus.VALID.value)
+        .values(contacts=list(contacts))
     )
+    return changed == 1
+
+
+def agree(tx: Transaction, identifier: str, *, terms: str) -> bool:
+    """Note that a valid account agreed to the terms at this URL; False if it is not valid."""
+    changed = tx.change(
+        sa.update(accounts)
+        .where(accounts.c.id == identifier, accounts.c.status == AccountStatus.VALID.value)
+        .values(terms=terms)
+    )
+    return changed == 1
 
 
 def close_account(tx: Transaction, identifier: str, status: AccountStatus) -> bool:

@@ -1,0 +1,155 @@
+"""Certificates handed out and revoked (RFC 8555 §7.4.2, §7.6)."""
+
+import hashlib
+from collections.abc import Sequence
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from estserver.errors import Conflict, NotFound
+from estserver.model import CertificateRecord, CertificateState, RevocationReason
+from estserver.protocols import Services
+from estserver.protocols.acme.answers import Answer
+from estserver.protocols.acme.authorizations import Authorizations
+from estserver.protocols.acme.gate import Signed
+from estserver.protocols.acme.keys import decode_base64url
+from estserver.protocols.acme.orders import Orders
+from estserver.protocols.acme.problems import Identifier, Problem, unauthorized
+from estserver.protocols.acme.renewals import Predecessors
+from estserver.protocols.acme.states import OrderStatus
+from estserver.protocols.encoding import certs_only
+from estserver.store import certificates
+
+PEM = "application/pem-certificate-chain"
+_DER = "application/pkix-cert"
+_PKCS7 = "application/pkcs7-mime"
+_REASONS = {
+    0: RevocationReason.UNSPECIFIED,
+    1: RevocationReason.KEY_COMPROMISE,
+    3: RevocationReason.AFFILIATION_CHANGED,
+    4: RevocationReason.SUPERSEDED,
+    5: RevocationReason.CESSATION_OF_OPERATION,
+    9: RevocationReason.PRIVILEGE_WITHDRAWN,
+}
+
+
+class IssuedCertificates:
+    """Handlers of certificate and revokeCert. They block; run them on the thread pool."""
+
+    def __init__(self, services: Services, orders: Orders, authorizations: Authorizations) -> None:
+        self._services = services
+        self._orders = orders
+        self._authorizations = authorizations
+        self._predecessors = Predecessors(services)
+
+    def show(self, request: Signed, order: str) -> Answer:
+        """Return the certificate of an order with the chain above it, leaf first (§7.4.2)."""
+        request.require_fetch()
+        view = self._orders.view(request, order)
+        found = None
+        if view.status is OrderStatus.VALID and view.enrollment is not None:
+            found = self._services.ra.certificate_of(view.enrollment)
+        if found is None:
+            raise NotFound("this order has no certificate")
+        record, der = found
+        chain = [c for c in self._services.chains[record.issuer] if c.issuer != c.subject]
+        leaf = x509.load_der_x509_certificate(der)
+        media_type = preferred(request.accept)
+        links: tuple[tuple[str, str], ...] = ()
+        match media_type:
+            case "application/pkix-cert":
+                content = der
+                status = self._services.settings.listeners.status.url
+                links = (("up", f"{status}/ca/{record.issuer}.cer"),)
+            case "application/pkcs7-mime":
+                content = certs_only([leaf, *chain])
+            case _:
+                content = b"".join(one.public_bytes(Encoding.PEM) for one in (leaf, *chain))
+        return Answer(
+            content=content,
+            content_type=media_type,
+            links=links,
+            carries_certificate=True,
+            enrollment=record.enrollment,
+        )
+
+    def revoke(self, request: Signed) -> Answer:
+        """Revoke a certificate for its account, for an account with its names, or by its key."""
+        asked = request.object()
+        der = decode_base64url(asked.get("certificate"), "certificate")
+        reason = _reason(asked.get("reason", 0))
+        digest = hashlib.sha256(der).digest()
+        record = self._services.store.read(lambda tx: certificates.by_sha256(tx, digest))
+        if record is None:
+            raise NotFound("this certificate was not issued here")
+        by = self._revoker(request, record)
+        if record.state is CertificateState.REVOKED:
+            raise _already_revoked()
+        try:
+            self._services.ra.revoke(
+                record.enrollment, reason=reason, comment="over ACME", by=by, origin=request.origin
+            )
+        except Conflict as error:
+            raise _already_revoked() from error
+        return Answer(content_type="", enrollment=record.enrollment)
+
+    def _revoker(self, request: Signed, record: CertificateRecord) -> str:
+        """Return who revokes, as the audit names it. Raises Problem unauthorized. §7.6."""
+        account = request.account
+        if account is None:
+            if request.key.spki_sha256 != record.spki_sha256:
+                raise unauthorized("the request is not signed by the key of the certificate")
+            return f"certificate {record.serial_hex}"
+        if self._predecessors.account_of(record) != account.id:
+            names = identifiers_of(record)
+            if names is None or not self._services.store.read(
+                lambda tx: self._authorizations.holds_all(tx, account, names)
+            ):
+                raise unauthorized("this account may not revoke this certificate")
+        return f"account {account.id}"
+
+
+def identifiers_of(record: CertificateRecord) -> frozenset[Identifier] | None:
+    """Return a certificate's names as identifiers, None where one of them is of another kind."""
+    pairs = [name.partition(":") for name in record.names]
+    if any(kind not in {"dns", "ip"} for kind, _, _ in pairs):
+        return None
+    return frozenset(Identifier(kind, value) for kind, _, value in pairs)
+
+
+def preferred(accept: str) -> str:
+    """Choose the media type of a certificate by `Accept`; PEM where nothing else is preferred.
+
+    RFC 8555 §7.4.2; RFC 9110 §12.5.1. What cannot be had is answered with PEM all the same.
+    """
+    best, best_quality = PEM, 0.0
+    for part in accept.split(","):
+        media_type, *parameters = (piece.strip().lower() for piece in part.split(";"))
+        chosen = {"*/*": PEM, "application/*": PEM}.get(media_type, media_type)
+        quality = _quality(parameters)
+        if chosen in {PEM, _DER, _PKCS7} and quality > best_quality:
+            best, best_quality = chosen, quality
+    return best
+
+
+def _quality(parameters: Sequence[str]) -> float:
+    for parameter in parameters:
+        name, _, value = parameter.partition("=")
+        if name == "q":
+            try:
+                return float(value)
+            except ValueError:
+                return 0.0
+    return 1.0
+
+
+def _reason(value: object) -> RevocationReason:
+    # bool is an int to Python; JSON's true is no reason code.
+    if not isinstance(value, int) or isinstance(value, bool) or value not in _REASONS:
+        allowed = ", ".join(f"{code} ({reason})" for code, reason in _REASONS.items())
+        raise Problem("badRevocationReason", f"the reason must be one of {allowed}")
+    return _REASONS[value]
+
+
+def _already_revoked() -> Problem:
+    return Problem("alreadyRevoked", "this certificate is revoked already")

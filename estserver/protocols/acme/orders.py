@@ -1,0 +1,318 @@
+"""Orders: made, listed, finalized (RFC 8555 §7.4). What became of one is derived, never stored."""
+
+import secrets
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from estserver.csr import read_csr
+from estserver.errors import BadInput, NamesNotAllowed, NotFound
+from estserver.model import EnrollmentState, Event, Issued, Via
+from estserver.profiles import covers
+from estserver.protocols import Services
+from estserver.protocols.acme import authorization_records, records
+from estserver.protocols.acme.answers import Answer, OrderView, order_json, problem_json
+from estserver.protocols.acme.authorizations import Authorizations
+from estserver.protocols.acme.gate import Gate, Signed
+from estserver.protocols.acme.identifiers import general_name, general_names, read_identifiers
+from estserver.protocols.acme.keys import account_key, decode_base64url
+from estserver.protocols.acme.problems import (
+    Identifier,
+    Problem,
+    Subproblem,
+    about_identifiers,
+    malformed,
+    unauthorized,
+)
+from estserver.protocols.acme.records import Account, Order
+from estserver.protocols.acme.renewals import Predecessors
+from estserver.protocols.acme.states import OrderFacts, OrderStatus, order_status
+from estserver.protocols.acme.urls import URLs
+from estserver.ra import EnrollmentRequest
+from estserver.store import Transaction, certificates
+
+_PAGE = 50
+_TERMS = "terms-of-service"
+
+
+def view_orders(tx: Transaction, orders: Sequence[Order], now: datetime) -> list[OrderView]:
+    """Derive the status of orders from what is stored about them."""
+    wanted = [one for order in orders for one in order.authorizations]
+    found = authorization_records.authorizations_of(tx, wanted)
+    enrolled = certificates.enrollment_states(tx, [order.authority_key for order in orders])
+    views = []
+    for order in orders:
+        identifier, state, reason = enrolled.get(order.authority_key, (None, None, None))
+        facts = OrderFacts(
+            authorizations=tuple(found[one].status(now) for one in order.authorizations),
+            enrollment=state,
+            failed=order.error is not None,
+            expires=order.expires_at,
+        )
+        error = order.error
+        if state is EnrollmentState.REJECTED:
+            error = problem_json("unauthorized", f"an officer rejected this request: {reason}")
+        elif state is EnrollmentState.ABANDONED:
+            error = problem_json("serverInternal", "the certificate could not be signed", 500)
+        views.append(OrderView(order, order_status(facts, now), identifier, error))
+    return views
+
+
+class Orders:
+    """Handlers of the order resources. They block; the door runs them on the thread pool."""
+
+    def __init__(
+        self, services: Services, urls: URLs, gate: Gate, authorizations: Authorizations
+    ) -> None:
+        self._services = services
+        self._settings = services.settings.acme
+        self._urls = urls
+        self._gate = gate
+        self._authorizations = authorizations
+        self._predecessors = Predecessors(services)
+
+    # -- newOrder --------------------------------------------------------------------------------
+
+    def create(self, request: Signed) -> Answer:
+        """Make an order; names that the registration covers are authorized at once (§7.4)."""
+        account = request.signer
+        asked = request.object()
+        self._require_terms(account)
+        identifiers = read_identifiers(asked.get("identifiers"))
+        _refuse_validity(asked)
+        profile = self._profile(account, asked.get("profile"))
+        self._require_certifiable(account, profile, identifiers)
+        replaces = asked.get("replaces")
+        if replaces is not None:
+            self._predecessors.require(replaces, account, identifiers)
+        order_id = secrets.token_urlsafe(16)
+        # Refuses early what finalize would: no unit left, a registration that has ended.
+        self._services.authenticator.order(
+            self._gate.credential(account), order_id, general_names(identifiers)
+        )
+        order = self._services.store.write(
+            lambda tx: self._add(
+                tx,
+                request,
+                Order(
+                    id=order_id,
+                    account=account.id,
+                    identifiers=identifiers,
+                    profile=profile,
+                    authorizations=(),
+                    replaces=replaces,
+                    error=None,
+                    expires_at=request.now + self._settings.order_lifetime,
+                    created_at=request.now,
+                ),
+            )
+        )
+        return self._answer(order, request.now, status=201)
+
+    def _add(self, tx: Transaction, request: Signed, order: Order) -> Order:
+        account = request.signer
+        if order.replaces is not None:
+            self._require_not_replaced(tx, order.replaces, request.now)
+        authorizations = [
+            self._authorizations.grant(tx, account, identifier, order.expires_at)
+            for identifier in order.identifiers
+        ]
+        order = Order(
+            id=order.id,
+            account=order.account,
+            identifiers=order.identifiers,
+            profile=order.profile,
+            authorizations=tuple(one.id for one in authorizations),
+            replaces=order.replaces,
+            error=None,
+            expires_at=min([order.expires_at, *(one.expires_at for one in authorizations)]),
+            created_at=order.created_at,
+        )
+        records.add_order(tx, order)
+        tx.audit(
+            Event(
+                "order.created",
+                f"account {account.id}",
+                f"order {order.id}",
+                {
+                    "identifiers": " ".join(f"{one.type}:{one.value}" for one in order.identifiers),
+                    "profile": order.profile,
+                    "rule": ", ".join(sorted({one.rule or "challenge" for one in authorizations})),
+                    "replaces": order.replaces,
+                },
+            ),
+            request.origin,
+        )
+        return order
+
+    def _require_terms(self, account: Account) -> None:
+        """RFC 8555 §7.3.3: new terms must be agreed to before anything else is done."""
+        terms = self._settings.terms_of_service
+        if terms is not None and account.terms != terms:
+            raise Problem(
+                "userActionRequired",
+                f"the terms of service have changed: agree to them at {terms}",
+                status=403,
+                members={"instance": terms},
+                links=((_TERMS, terms),),
+            )
+
+    def _profile(self, account: Account, asked: object) -> str:
+        """Return the profile of an order (draft-ietf-acme-profiles §4). Raises invalidProfile."""
+        registration = self._services.authenticator.registration(self._gate.credential(account))
+        own = self._settings.open_profile if registration is None else registration.profile
+        if asked is None or asked == own:
+            return own
+        if not isinstance(asked, str):
+            raise malformed("profile must be a string")
+        raise Problem("invalidProfile", f"this account orders certificates of the profile {own}")
+
+    def _require_certifiable(
+        self, account: Account, profile: str, identifiers: Sequence[Identifier]
+    ) -> None:
+        """Raise Problem rejectedIdentifier with one subproblem for each name that cannot be had."""
+        registration = self._services.authenticator.registration(self._gate.credential(account))
+        rules = self._services.profiles[profile]
+        wrong = []
+        for identifier in identifiers:
+            name = general_name(identifier)
+            try:
+                rules.check_names([name])
+            except BadInput as error:
+                wrong.append(Subproblem("rejectedIdentifier", error.detail, identifier))
+                continue
+            if registration is not None and not covers(registration, name):
+                detail = "the registration of this account does not grant this name"
+                wrong.append(Subproblem("rejectedIdentifier", detail, identifier))
+        if wrong:
+            raise about_identifiers(wrong)
+
+    def _require_not_replaced(self, tx: Transaction, certificate_id: str, now: datetime) -> None:
+        """RFC 9773 §5: one certificate is replaced by one order that is not invalid."""
+        earlier = records.orders_replacing(tx, certificate_id)
+        for view in view_orders(tx, earlier, now):
+            if view.status is not OrderStatus.INVALID:
+                raise Problem(
+                    "alreadyReplaced",
+                    "another order replaces this certificate already",
+                    status=409,
+                    location=self._urls.order(view.order.id),
+                )
+
+    # -- looking ---------------------------------------------------------------------------------
+
+    def show(self, request: Signed, identifier: str) -> Answer:
+        """Show an order (§7.1.3)."""
+        request.require_fetch()
+        return self._answer(self._own(request, identifier), request.now)
+
+    def listing(self, request: Signed, account: str, cursor: str | None) -> Answer:
+        """List the orders that are not invalid, newest first, page by page (§7.1.2.1)."""
+        request.require_fetch()
+        if request.signer.id != account:
+            raise unauthorized("this is the list of another account")
+        after = None if cursor is None else self._own(request, cursor)
+
+        def read(tx: Transaction) -> list[OrderView]:
+            page = records.orders_page(tx, account, after=after, limit=_PAGE)
+            return view_orders(tx, page, request.now)
+
+        views = self._services.store.read(read)
+        links: tuple[tuple[str, str], ...] = ()
+        if len(views) == _PAGE:
+            last = views[-1].order.id
+            links = (("next", f"{self._urls.orders(account)}?cursor={last}"),)
+        shown = [
+            self._urls.order(view.order.id)
+            for view in views
+            if view.status is not OrderStatus.INVALID
+        ]
+        return Answer({"orders": shown}, links=links)
+
+    def view(self, request: Signed, identifier: str) -> OrderView:
+        """Return an order of the account that signed, with what was derived."""
+        order = self._own(request, identifier)
+        return self._services.store.read(lambda tx: view_orders(tx, [order], request.now))[0]
+
+    def _own(self, request: Signed, identifier: str) -> Order:
+        order = self._services.store.read(lambda tx: records.order(tx, identifier))
+        if order is None:
+            raise NotFound("there is no such order")
+        if order.account != request.signer.id:
+            raise unauthorized("this order is another account's")
+        return order
+
+    def _answer(self, order: Order, now: datetime, *, status: int = 200) -> Answer:
+        view = self._services.store.read(lambda tx: view_orders(tx, [order], now))[0]
+        waits = view.status in {OrderStatus.PENDING, OrderStatus.PROCESSING}
+        return Answer(
+            order_json(view, self._urls),
+            status=status,
+            location=self._urls.order(order.id),
+            retry_after=int(self._settings.retry_after.total_seconds()) if waits else None,
+            enrollment=view.enrollment,
+        )
+
+    # -- finalize --------------------------------------------------------------------------------
+
+    def finalize(self, request: Signed, identifier: str) -> Answer:
+        """Issue what was ordered, for the key in the CSR (§7.4)."""
+        if request.fetches:
+            return self._answer(self._own(request, identifier), request.now)
+        asked = request.object()
+        view = self.view(request, identifier)
+        if view.status is not OrderStatus.READY:
+            raise Problem("orderNotReady", f"this order is {view.status}", status=403)
+        order = view.order
+        der = decode_base64url(asked.get("csr"), "csr")
+        if not der.startswith(b"\x30"):
+            raise malformed("csr must be base64url of a PKCS#10 in DER, not of PEM")
+        csr = read_csr(der)
+        self._require_own_key(account_key(csr.public_key).thumbprint)
+        account = request.signer
+        if order.profile != self._profile(account, None):
+            raise Problem(
+                "invalidProfile", f"the profile {order.profile} is not to be had any more"
+            )
+        try:
+            entitlement = self._services.authenticator.order(
+                self._gate.credential(account), order.id, general_names(order.identifiers)
+            )
+        except NamesNotAllowed as error:
+            raise Problem("rejectedIdentifier", error.detail, status=403) from error
+        outcome = self._services.ra.enroll(
+            EnrollmentRequest(entitlement, csr, Via.ACME, request.origin)
+        )
+        answer = self._answer(order, request.now)
+        if isinstance(outcome, Issued):
+            return answer
+        # An officer must decide: the client polls the order (§7.4).
+        return Answer(
+            answer.body,
+            location=answer.location,
+            retry_after=max(1, int(outcome.retry_after / timedelta(seconds=1))),
+            enrollment=outcome.enrollment,
+        )
+
+    def _require_own_key(self, thumbprint: str) -> None:
+        """RFC 8555 §11.1: a CSR MUST NOT hold the public key of any known account."""
+        found = self._services.store.read(lambda tx: records.account_by_key(tx, thumbprint))
+        if found is not None:
+            raise Problem("badCSR", "the CSR's key is that of an account: make another one")
+
+
+def _refuse_validity(asked: dict[str, Any]) -> None:
+    """Refuse notBefore and notAfter: the profile alone sets them (§7.4 leaves it to policy)."""
+    times = []
+    for name in ("notBefore", "notAfter"):
+        if name not in asked:
+            continue
+        try:
+            moment = datetime.fromisoformat(str(asked[name]))
+        except ValueError as error:
+            raise malformed(f"{name} is not a time of RFC 3339") from error
+        if moment.tzinfo is None:
+            raise malformed(f"{name} is not a time of RFC 3339: it has no offset")
+        times.append(moment)
+    if times:
+        raise malformed("this server sets notBefore and notAfter by the profile: leave them out")
