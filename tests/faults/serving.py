@@ -21,8 +21,9 @@ class Process:
     """The server of an instance that is not started in here; its output goes to a file."""
 
     live: Live
-    child: subprocess.Popen[bytes] | None = None
+    arguments: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
+    child: subprocess.Popen[bytes] | None = None
 
     @property
     def log(self) -> Path:
@@ -40,6 +41,7 @@ class Process:
                     "--config",
                     str(self.live.directory / "estserver.toml"),
                     "serve",
+                    *self.arguments,
                 ],
                 env={**os.environ, **self.environment},
                 stdout=log,
@@ -63,6 +65,24 @@ class Process:
             return False
         finally:
             connection.close()
+
+    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run another command on the same instance, which must succeed."""
+        return subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "estserver",
+                "--config",
+                str(self.live.directory / "estserver.toml"),
+                *arguments,
+            ],
+            cwd=_REPOSITORY,
+            capture_output=True,
+            encoding="utf-8",
+            timeout=PATIENCE_SECONDS,
+            check=True,
+        )
 
     def stop(self) -> None:
         """End it in order."""
