@@ -1,8 +1,8 @@
 """EST enrollment under load, beside what the same machine can do at best in the same run.
 
 The generator is a process of its own with pre-made CSRs; every certificate that came back is
-compared with its CSR after the clock stops. The bare pipeline is one loop of parse, verify the proof
-of possession, sign, and one durable SQLite commit: nothing could be faster and still be durable.
+compared with its CSR after the clock stops. The bare pipeline is one loop of parse, verify the
+proof of possession, sign, and one durable SQLite commit: what is faster is not durable.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, pkcs7
+from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
 
 from estserver import config
 from estserver.ca.ceremony import InstanceOptions, Ports, create_instance
@@ -121,9 +121,7 @@ async def _generate(load: Load) -> Outcome:
     started = time.perf_counter()
     await asyncio.gather(*(work() for _ in range(load.connections)))
     seconds = time.perf_counter() - started
-    return Outcome(
-        seconds, tuple(latencies), tuple(answers), failures, time.process_time() - cpu
-    )
+    return Outcome(seconds, tuple(latencies), tuple(answers), failures, time.process_time() - cpu)
 
 
 def check(outcome: Outcome) -> None:
@@ -242,9 +240,7 @@ def measure(requests: int, connections: int) -> dict[str, object]:
     with tempfile.TemporaryDirectory(prefix="estserver-bench-") as name:
         folder = Path(name)
         ports = Ports(*(port_number() for _ in range(4)))
-        instance = create_instance(
-            folder / "instance", SystemClock(), InstanceOptions(ports=ports)
-        )
+        instance = create_instance(folder / "instance", SystemClock(), InstanceOptions(ports=ports))
         settings = config.load(instance.configuration)
         core = open_core(settings, SystemClock(), with_keys=False)
         registration = Registration("device", device_id="bench", units=len(csrs))
@@ -266,7 +262,7 @@ def measure(requests: int, connections: int) -> dict[str, object]:
             rows: dict[str, list[dict[str, float]]] = {"fresh TLS": [], "keep-alive": []}
             bodies = iter(csrs)
             for _ in range(ROUNDS):
-                for kind in rows:
+                for kind, measured in rows.items():
                     load = Load(
                         ports.devices,
                         str(folder / "instance/ca/root.crt"),
@@ -279,7 +275,7 @@ def measure(requests: int, connections: int) -> dict[str, object]:
                     outcome = generator.submit(generate, load).result()
                     used = cpu_seconds(child.pid) - before
                     check(outcome)
-                    rows[kind].append(
+                    measured.append(
                         {
                             "per_second": len(outcome.answers) / outcome.seconds,
                             "failures": outcome.failures,

@@ -152,7 +152,7 @@ def _signatures_hold(core: Core, tx: Transaction) -> Iterator[str]:
         certificate = x509.load_der_x509_certificate(bytes(row.der))
         certificate.verify_directly_issued_by(core.chains[row.issuer][0])
         if certificate.tbs_certificate_bytes != bytes(row.tbs):
-            yield f"I1: certificate {certificate.serial_number:x} is not the draft that was committed"
+            yield f"I1: certificate {certificate.serial_number:x} is not the committed draft"
 
 
 def _revoked_stays_revoked(core: Core) -> Iterator[str]:

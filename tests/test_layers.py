@@ -63,7 +63,7 @@ def _room(module: str) -> str:
 
 
 def _level(room: str) -> int:
-    stem = room.split("_")[0] if room.startswith("cli") else room
+    stem = room.partition("_")[0] if room.startswith("cli") else room
     return next(level for level, rooms in enumerate(ROOMS) if stem in rooms)
 
 
