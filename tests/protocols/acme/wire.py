@@ -6,9 +6,10 @@ import hmac
 import ipaddress
 import json
 import re
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from http.client import HTTPSConnection
+from http.client import HTTPException, HTTPSConnection
 from typing import Any
 
 from cryptography import x509
@@ -89,6 +90,28 @@ def flattened(header: Any, payload: Any, signer: Callable[[bytes], bytes]) -> di
     return {"protected": protected, "payload": body, "signature": b64(signature)}
 
 
+_kept = threading.local()
+_opened: list[HTTPSConnection] = []
+
+
+def _connection(live: Live, *, fresh: bool) -> HTTPSConnection:
+    connections: dict[int, HTTPSConnection] = _kept.__dict__.setdefault("connections", {})
+    port = live.port("web")
+    if fresh or port not in connections:
+        if port in connections:
+            connections[port].close()
+        connections[port] = HTTPSConnection("localhost", port, timeout=30, context=live.tls())
+        _opened.append(connections[port])
+    return connections[port]
+
+
+def hang_up() -> None:
+    """Close every kept connection."""
+    while _opened:
+        _opened.pop().close()
+    _kept.__dict__.clear()
+
+
 @dataclass(slots=True)
 class Reply:
     """An answer with its JSON."""
@@ -139,7 +162,6 @@ class Client:
     live: Live
     key: AccountPrivateKey = field(default_factory=new_key)
     kid: str | None = None
-    connection: HTTPSConnection | None = None
 
     @property
     def base(self) -> str:
@@ -158,10 +180,18 @@ class Client:
         body: bytes | None = None,
         headers: dict[str, str] | None = None,
     ) -> Reply:
-        """Send one request to the listener."""
-        return Reply(
-            self.live.request(method, path, listener="web", body=body, headers=headers or {})
-        )
+        """Send one request to the listener, on a connection that this thread keeps."""
+        for fresh in (False, True):
+            connection = _connection(self.live, fresh=fresh)
+            try:
+                connection.request(method, path, body=body, headers=headers or {})
+                response = connection.getresponse()
+                return Reply(Answer(response.status, response.headers, response.read()))
+            except (ConnectionError, HTTPException):
+                # The server may close a kept connection whenever it likes, but not a new one.
+                if fresh:
+                    raise
+        raise AssertionError("not reached")
 
     def nonce(self) -> str:
         """Fetch a nonce."""
