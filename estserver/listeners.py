@@ -128,16 +128,21 @@ def tls_context(
 
 
 def load_certificate(context: ssl.SSLContext, files: TLSFiles, passphrase: Secret) -> None:
-    """Load key and chain into a context that may be live.
+    """Load key and chain into a context; into a live one on the event loop only, once tried.
 
-    A bad file breaks a live context, so a scratch one tries it first.
+    OpenSSL lets no other thread begin a handshake while a context changes: certificate and key are
+    replaced one after the other, and between the two there is no key.
     Raises ConfigurationError.
     """
     try:
-        for target in (ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), context):
-            target.load_cert_chain(files.certificate, files.key, password=passphrase.reveal)
+        context.load_cert_chain(files.certificate, files.key, password=passphrase.reveal)
     except (ssl.SSLError, OSError) as error:
         raise ConfigurationError(f"{files.certificate}: cannot be used for TLS") from error
+
+
+def try_certificate(files: TLSFiles, passphrase: Secret) -> None:
+    """Raise ConfigurationError unless the files can be used: a bad one breaks a live context."""
+    load_certificate(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), files, passphrase)
 
 
 class _Connection(RequestHandler):

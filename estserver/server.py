@@ -6,7 +6,7 @@ The only place that reads the clock and starts anything.
 import asyncio
 import signal
 import ssl
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -20,10 +20,10 @@ from estserver.authentication import Authenticator
 from estserver.ca.issuer import Issuer, StatusURLs
 from estserver.ca.keys import load_key, read_secret
 from estserver.config import Listener, Settings
-from estserver.errors import ConfigurationError, Error
+from estserver.errors import ConfigurationError, Error, Fault, Unavailable
 from estserver.invitations import Invitations
 from estserver.keyring import Keyring
-from estserver.listeners import TLSFiles, listen, load_certificate, tls_context
+from estserver.listeners import TLSFiles, listen, load_certificate, tls_context, try_certificate
 from estserver.mail.post import PostOffice
 from estserver.management import Management
 from estserver.model import Clock, Invitation, Origin
@@ -53,6 +53,8 @@ _ASKS_FOR_CERTIFICATES = frozenset({"est", "renewal"})
 _PLAIN = frozenset({"status", "management"})
 _THREADS = 32
 _MAIL_SECONDS = 5
+_PUBLISH_SECONDS = 2
+_TIDY_SECONDS = 60
 _ORIGIN = Origin("background", "server")
 
 
@@ -192,7 +194,7 @@ def _read_chain(settings: Settings, name: str) -> tuple[x509.Certificate, ...]:
 
 
 class Server:
-    """A running estserver. `start`, then `stop`; `reload` re-reads TLS certificates."""
+    """A running estserver. `start`, then `stop`; `reload` takes profiles and certificates anew."""
 
     def __init__(self, core: Core) -> None:
         self._core = core
@@ -216,6 +218,7 @@ class Server:
         )
         self._office = core.post_office()
         self._contexts: list[tuple[ssl.SSLContext, Listener]] = []
+        self._tls: x509.Certificate | None = None
         self._runners: list[web.AppRunner] = []
         self._sockets: list[asyncio.Server] = []
         self._tasks: list[asyncio.Task[None]] = []
@@ -225,6 +228,7 @@ class Server:
         """Finish what a crash left, renew our own certificates, publish CRLs, then listen."""
         await self.services.run(self._prepare)
         doors = {door.name: door for door in (make(self.services) for make in PROTOCOLS)}
+        used: dict[str, None] = {}
         for name in ("web", "devices", "status", "management"):
             listener: Listener = getattr(self._core.settings.listeners, name)
             if unknown := set(listener.serves) - doors.keys():
@@ -234,48 +238,63 @@ class Server:
             served = [doors[door] for door in listener.serves]
             if served:
                 await self._listen(name, listener, served)
-                for door in served:
-                    self._tasks += [asyncio.create_task(task) for task in door.background()]
-        self._tasks += [
-            asyncio.create_task(_every(60, "tidy", self._tidy, self.services)),
-            asyncio.create_task(
-                _every(2, "crl.publish", self._core.status.publish_due, self.services)
-            ),
-        ]
-        if self._office.sends:
-            self._tasks.append(asyncio.create_task(self._deliver_mail()))
+            used |= dict.fromkeys(listener.serves)
+        for name in used:
+            for work in doors[name].background():
+                self._begin(name, work)
+        for seconds, name, duty in self._duties():
+            self._begin(name, _every(seconds, name, duty))
         log.info("server.started", directory=str(self._core.settings.directory), ports=self.ports)
 
     def _prepare(self) -> None:
-        self._core.ra.finish(_ORIGIN)
-        for name in self._core.issuers:
-            own = self._own.responder(name)
-            self._core.status.use_responder(name, own.certificate, own.key)
-        self._own.tls()
+        try:
+            self._core.ra.finish(_ORIGIN)
+        except Fault:
+            # What cannot be finished is tried again every minute; it keeps nobody else waiting.
+            log.exception("background.failed", operation="intents")
+        self._use_responders()
+        self._tls = self._own.tls().certificate
         self._core.status.publish_due()
 
-    def _tidy(self) -> None:
-        """Run every minute: unfinished issuance, our own certificates, old counters."""
-        self._core.ra.finish(_ORIGIN, older_than=timedelta(seconds=60))
-        self._core.ra.revoke_superseded(_ORIGIN)
+    def _duties(self) -> list[tuple[float, str, Callable[[], Awaitable[object]]]]:
+        """List what is done again and again: each by itself, so that none waits for another."""
+        core, run = self._core, self.services.run
+        young = timedelta(seconds=_TIDY_SECONDS)
+        duties: list[tuple[float, str, Callable[[], Awaitable[object]]]] = [
+            (_PUBLISH_SECONDS, "crls", lambda: run(core.status.publish_due)),
+            (_TIDY_SECONDS, "intents", lambda: run(core.ra.finish, _ORIGIN, older_than=young)),
+            (_TIDY_SECONDS, "superseded", lambda: run(core.ra.revoke_superseded, _ORIGIN)),
+            (_TIDY_SECONDS, "responders", lambda: run(self._use_responders)),
+            (_TIDY_SECONDS, "tls", self._renew_tls),
+            (_TIDY_SECONDS, "attempts", lambda: run(self._forget_attempts)),
+        ]
+        if self._office.sends:
+            duties.append((_MAIL_SECONDS, "mail", self._office.deliver_due))
+        return duties
+
+    def _use_responders(self) -> None:
         for name in self._core.issuers:
             own = self._own.responder(name)
             self._core.status.use_responder(name, own.certificate, own.key)
-        own_tls = self._own.tls()
+
+    async def _renew_tls(self) -> None:
+        """Put our own TLS certificate into the listeners once there is a newer one."""
+        own = await self.services.run(self._own.tls)
+        if own.certificate == self._tls:
+            return
         for context, listener in self._contexts:
             if listener.certificate is None:
-                load_certificate(context, TLSFiles(own_tls.path), self._passphrase)
+                load_certificate(context, TLSFiles(own.path), self._passphrase)
+        self._tls = own.certificate
+
+    def _forget_attempts(self) -> None:
         horizon = self._core.clock.now() - timedelta(days=1)
         self._core.store.write(lambda tx: registrations.forget_attempts(tx, older_than=horizon))
 
-    async def _deliver_mail(self) -> None:
-        """Drain the outbox every few seconds for as long as the server runs."""
-        while True:
-            await asyncio.sleep(_MAIL_SECONDS)
-            try:
-                await self._office.deliver_due()
-            except Error as error:
-                log.warning("mail.delayed", error=error.detail)
+    def _begin(self, name: str, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work, name=name)
+        task.add_done_callback(_tell_of_death)
+        self._tasks.append(task)
 
     async def _listen(
         self, name: str, listener: Listener, doors: Sequence[EnrollmentProtocol]
@@ -283,6 +302,7 @@ class Server:
         context = None
         if not set(listener.serves) <= _PLAIN:
             context = await self.services.run(self._context, listener)
+            self._contexts.append((context, listener))
         limits = self._core.settings.limits
         runner, listening = await listen(listener, doors, context, limits)
         self._runners.append(runner)
@@ -291,14 +311,12 @@ class Server:
 
     def _context(self, listener: Listener) -> ssl.SSLContext:
         asks = bool(set(listener.serves) & _ASKS_FOR_CERTIFICATES)
-        context = tls_context(
+        return tls_context(
             asks=asks,
             trust=[certificate for chain in self._core.chains.values() for certificate in chain],
             files=self._files(listener),
             passphrase=self._passphrase,
         )
-        self._contexts.append((context, listener))
-        return context
 
     def _files(self, listener: Listener) -> TLSFiles:
         if listener.certificate is None:
@@ -307,17 +325,23 @@ class Server:
         key = None if listener.key is None else settings.path(listener.key)
         return TLSFiles(settings.path(listener.certificate), key)
 
-    def reload(self, reread: Callable[[], Settings]) -> None:
+    async def reload(self, reread: Callable[[], Settings]) -> None:
         """Load profiles and TLS certificates again. What cannot be used leaves the old in place."""
         try:
-            self._core.take_profiles(reread())
+            self._core.take_profiles(await self.services.run(reread))
         except ConfigurationError as error:
             log.error("profiles.reload-failed", error=error.detail)  # noqa: TRY400 - says it all
         for context, listener in self._contexts:
             try:
-                load_certificate(context, self._files(listener), self._passphrase)
-            except ConfigurationError as error:
+                files = await self.services.run(self._usable_files, listener)
+                load_certificate(context, files, self._passphrase)
+            except Error as error:
                 log.error("certificate.reload-failed", error=error.detail)  # noqa: TRY400 - says it all
+
+    def _usable_files(self, listener: Listener) -> TLSFiles:
+        files = self._files(listener)
+        try_certificate(files, self._passphrase)
+        return files
 
     async def stop(self) -> None:
         """Stop listening, let requests under way finish, stop background work."""
@@ -332,19 +356,23 @@ class Server:
         log.info("server.stopped")
 
 
-async def _every(
-    seconds: float, name: str, function: Callable[[], object], services: Services
-) -> None:
-    """Call `function` on the pool again and again; a failure is logged and tried again."""
+async def _every(seconds: float, name: str, duty: Callable[[], Awaitable[object]]) -> None:
+    """Do a duty again and again; a failure is logged and tried again."""
     while True:
         await asyncio.sleep(seconds)
         try:
-            await services.run(function)
-        except asyncio.CancelledError:
-            raise
+            await duty()
+        except Unavailable as error:
+            log.warning("background.delayed", operation=name, error=error.detail)
         except Exception:
             # A background task must outlive its failures.
             log.exception("background.failed", operation=name)
+
+
+def _tell_of_death(task: asyncio.Task[None]) -> None:
+    """Log the error that ended a task, which asyncio would keep to itself."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("background.died", operation=task.get_name(), exc_info=error)
 
 
 async def serve(settings: Settings, reread: Callable[[], Settings]) -> None:
@@ -358,7 +386,8 @@ async def serve(settings: Settings, reread: Callable[[], Settings]) -> None:
         loop = asyncio.get_running_loop()
 
         def reload() -> None:
-            task = loop.create_task(server.services.run(server.reload, reread))
+            task = loop.create_task(server.reload(reread), name="reload")
+            task.add_done_callback(_tell_of_death)
             reloading.add(task)
             task.add_done_callback(reloading.discard)
 

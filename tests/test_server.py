@@ -1,5 +1,6 @@
 """The composition root: what SIGHUP takes, what runs by itself, which files TLS uses."""
 
+import asyncio
 import ssl
 from collections.abc import Callable
 from datetime import timedelta
@@ -7,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+import structlog
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from estserver import config
-from estserver.errors import ConfigurationError
-from estserver.model import CertificateState
+from estserver import config, server
+from estserver.errors import ConfigurationError, Fault, Unavailable
+from estserver.model import CertificateState, EnrollmentState
 from estserver.store import certificates
 from estserver.store.tables import audit_events
 from tests.live import ORIGIN, Holder, Live, Workshop, basic, make_csr, new_key
@@ -24,7 +26,7 @@ def _append(live: Live, toml: str) -> None:
 
 
 def _reload(live: Live) -> None:
-    live.server.reload(lambda: config.load(live.directory / "estserver.toml"))
+    live.call(live.server.reload(lambda: config.load(live.directory / "estserver.toml")))
 
 
 def _state(live: Live, holder: Holder) -> CertificateState:
@@ -142,7 +144,7 @@ def test_our_own_tls_certificate_renews_itself_at_half_life(live: Live) -> None:
     port = live.port("web")
     first = ssl.get_server_certificate(("localhost", port), timeout=10)
     live.clock.advance(timedelta(days=46))
-    live.server._tidy()
+    live.call(live.server._renew_tls())
     second = ssl.get_server_certificate(("localhost", port), timeout=10)
     assert first != second
     leaf = x509.load_pem_x509_certificate(second.encode())
@@ -183,3 +185,65 @@ def test_a_strangers_refusal_writes_no_audit_row(live: Live) -> None:
         ).scalar_one()
     )
     assert count == 0
+
+
+def test_an_enrollment_that_cannot_be_finished_keeps_nobody_else_out(
+    make_live: Callable[[str], Live],
+) -> None:
+    profile = (
+        "\n[profiles.guest]\ntitle = 'Guest'\ntitle_ja = 'Guest'\ndoors = ['est']\n"
+        "default_doors = ['est']\nsubject = ['CN={device_id}']\nkeys = ['ec-p256']\n"
+        "validity = '7d'\nextended_key_usage = ['clientAuth']\napproval = true\n"
+    )
+    live = make_live(profile)
+    answer = live.request(
+        "POST",
+        "/.well-known/est/simpleenroll",
+        body=make_csr(new_key()),
+        headers={
+            "Content-Type": "application/pkcs10",
+            "Authorization": basic(live.invite("guest", device_id="visitor-1")),
+        },
+    )
+    assert answer.status == 202
+    (waiting,) = live.core.store.read(
+        lambda tx: certificates.enrollments_in(tx, EnrollmentState.PENDING)
+    )
+    live.core.ra.approve(waiting.id, by="officer", origin=ORIGIN)
+    path = live.directory / "estserver.toml"
+    path.write_text(path.read_text(encoding="utf-8").replace(profile, ""), encoding="utf-8")
+    live.settings = config.load(path)
+    live.restart()
+    assert live.enroll(live.invite("device")).certificate
+    with pytest.raises(Fault, match="guest is not configured"):
+        live.core.ra.finish(ORIGIN)
+
+
+def test_a_duty_that_fails_is_done_again_and_a_task_that_dies_is_told_of() -> None:
+    done: list[str] = []
+
+    async def duty() -> None:
+        done.append("tried")
+        if len(done) == 1:
+            raise UnicodeError("no error of ours")
+        if len(done) == 2:
+            raise Unavailable("the database cannot take this now")
+        raise asyncio.CancelledError
+
+    async def work() -> None:
+        await asyncio.gather(server._every(0, "mail", duty), return_exceptions=True)
+        task = asyncio.create_task(_die(), name="acme")
+        task.add_done_callback(server._tell_of_death)
+        await asyncio.wait([task])
+
+    async def _die() -> None:
+        raise Fault("broken")
+
+    with structlog.testing.capture_logs() as lines:
+        asyncio.run(work())
+    assert len(done) == 3
+    assert [(line["event"], line["operation"]) for line in lines] == [
+        ("background.failed", "mail"),
+        ("background.delayed", "mail"),
+        ("background.died", "acme"),
+    ]
