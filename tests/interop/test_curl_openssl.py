@@ -1,7 +1,5 @@
 """EST, OCSP and CRL by curl and openssl, with the lines of shell that people are told to type."""
 
-import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,11 +8,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from estserver.invitations import Handover
-from estserver.model import CertificateState, RevocationReason
+from estserver.model import RevocationReason
 from tests.interop.commands import Shell
 from tests.live import ORIGIN, Live
 
-README = Path(__file__).parent.parent.parent / "README.md"
 CURL = "curl --silent --show-error --fail --cacert $root"
 MAKE_KEY_AND_CSR = (
     "openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes "
@@ -80,29 +77,6 @@ def _requests_of(certificate: x509.Certificate) -> tuple[str, str]:
 def _revoke(live: Live, certificate: x509.Certificate, reason: RevocationReason) -> None:
     record = live.core.ra.find(certificate.serial_number)
     live.core.ra.revoke(record.enrollment, reason=reason, comment="", by="test", origin=ORIGIN)
-
-
-@pytest.mark.row("EST-127", "EST-128", "EST-185", "EST-197")
-def test_the_readme_means_what_it_says(make_live: Callable[[str], Live], tmp_path: Path) -> None:
-    live = make_live("")
-    handover = live.invite("device", names=("dns:printer-17.example.org",))
-    assert handover.pin is not None
-    section = README.read_text(encoding="utf-8").split("\n## Over EST\n")[1].split("\n## ")[0]
-    script = "".join(re.findall(r"```sh\n(.*?)```", section, re.DOTALL))
-    for name, port in (("devices", 9443), ("status", 8080)):
-        script = script.replace(f"localhost:{port}", f"localhost:{live.port(name)}")
-    script, pins = re.subn(
-        r"PIN=\S+", f"PIN={handover.invitation.number}:{handover.pin.reveal()}", script
-    )
-    assert pins == 1
-    (tmp_path / "var").mkdir()
-    (tmp_path / "var/demo").symlink_to(live.directory)
-    (tmp_path / ".venv").symlink_to(sys.prefix)
-    Shell(tmp_path).run(f"set -e\n{script}")
-    old, new = (_certificate(Shell(tmp_path), name) for name in ("device.crt", "new.crt"))
-    assert new.subject == old.subject
-    assert new.public_key() != old.public_key()
-    assert live.core.ra.find(old.serial_number).state == CertificateState.REVOKED
 
 
 @pytest.mark.row("EST-001", "EST-002", "EST-018", "EST-034", "EST-197")
