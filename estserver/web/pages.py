@@ -163,7 +163,8 @@ class Site:
             t=words,
             lang=language.value,
             languages=[one.value for one in Language],
-            here=request.get(HOME, request.path),
+            # Empty: a link to the page itself. A path that begins with `//` would name a host.
+            here=request.get(HOME, ""),
             branding=branding,
             service=branding.service_ja if japanese else branding.service,
             support=branding.support_ja if japanese else branding.support,

@@ -1,6 +1,7 @@
 """What protects the pages: headers, origin, tokens, one value a field, escaping, quiet logs."""
 
 import json
+import re
 from urllib.parse import urlencode
 
 import pytest
@@ -256,6 +257,20 @@ def test_what_the_address_bar_holds_never_comes_back_unescaped(shared: Live) -> 
         assert "<svg" not in page.text
         assert "<script>" not in page.text
     assert Visitor(shared).get("/?lang=%22%3E%3Csvg%3E").status == 200
+
+
+@pytest.mark.parametrize("listener", ["web", "devices"])
+@pytest.mark.parametrize("path", ["//evil.example/", "//evil.example/%2e%2e", "/%5Cevil.example"])
+def test_no_link_of_a_page_follows_a_host_out_of_the_path(
+    shared: Live, listener: str, path: str
+) -> None:
+    page = shared.request("GET", path, listener=listener)
+    assert page.status == 404
+    links = re.findall(r'(?:href|src|action)="([^"]*)"', page.body.decode())
+    assert "?lang=ja" in links
+    ours = (f"{shared.url('web')}/", f"{shared.url('devices')}/")
+    away = [target for target in links if not re.match(r"[?#]|/(?![/\\])", target)]
+    assert [target for target in away if not target.startswith(ours)] == []
 
 
 def test_neither_token_nor_pin_nor_cookie_is_logged(
