@@ -1,4 +1,4 @@
-"""A running instance for tests: real database, real keys, real listeners; only the clock can move."""
+"""A running instance for tests: real database, keys and listeners; only the clock can move."""
 
 import asyncio
 import base64
@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import ssl
+import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -117,11 +118,20 @@ class Live:
 
     def stop(self) -> None:
         """Stop serving and close the database."""
+        left = self.call(self._connections())
         self.call(self.server.stop())
+        self.call(_abort(left))
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
         self.core.close()
+
+    async def _connections(self) -> list[asyncio.Transport]:
+        runners = [runner.server for runner in self.server._runners]
+        found = [
+            c.transport for server in runners if server is not None for c in server.connections
+        ]
+        return [transport for transport in found if transport is not None]
 
     def restart(self) -> None:
         """Stop and start again on the same directory."""
@@ -162,9 +172,11 @@ class Live:
         for name, version in versions.items():
             setattr(context, name, version)
         if holder is not None:
-            pem = self.directory / f"client-{holder.certificate.serial_number:x}.pem"
-            pem.write_bytes(holder.pem)
-            context.load_cert_chain(pem)
+            # A file of its own each time: another thread may be reading the last one.
+            with tempfile.NamedTemporaryFile(dir=self.directory, suffix=".pem") as pem:
+                pem.write(holder.pem)
+                pem.flush()
+                context.load_cert_chain(pem.name)
         return context
 
     def request(
@@ -210,6 +222,15 @@ class Live:
         )
         assert answer.status == 200, answer.body
         return Holder(key, answer.certificates()[0])
+
+
+async def _abort(transports: list[asyncio.Transport]) -> None:
+    """Cut connections of browsers that are slow to say goodbye: their loop is about to end."""
+    for transport in transports:
+        transport.abort()
+    # Each loses its connection on one turn of the loop and closes its socket on the next.
+    for _ in range(3):
+        await asyncio.sleep(0)
 
 
 Key = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
@@ -275,7 +296,7 @@ class Workshop:
         text = path.read_text(encoding="utf-8")
         for old, new in zip((1, 2, 3, 4), ports_of(ports), strict=True):
             text = text.replace(f"port = {old}\n", f"port = {new}\n")
-            text = text.replace(f":{old}\"", f":{new}\"")
+            text = text.replace(f':{old}"', f':{new}"')
         path.write_text(text + toml, encoding="utf-8")
         live = Live(directory, config.load(path), MovableClock())
         if start:
