@@ -24,6 +24,7 @@ from estserver.protocols import Services
 from estserver.protocols.acme import records
 from estserver.protocols.acme.accounts import Accounts
 from estserver.protocols.acme.answers import Answer
+from estserver.protocols.acme.attempts import Attempts
 from estserver.protocols.acme.authorizations import Authorizations
 from estserver.protocols.acme.gate import Gate, Received, Signed, Signer
 from estserver.protocols.acme.issued import IssuedCertificates
@@ -32,6 +33,7 @@ from estserver.protocols.acme.orders import Orders
 from estserver.protocols.acme.problems import CONTENT_TYPE, Problem, document, kind_and_status
 from estserver.protocols.acme.renewals import Predecessors
 from estserver.protocols.acme.urls import URLs
+from estserver.protocols.acme.validation import Validator
 
 log = structlog.get_logger("estserver.acme")
 
@@ -81,6 +83,7 @@ class ACMEProtocol:
         self._orders = Orders(services, urls, self._gate, self._authorizations)
         self._issued = IssuedCertificates(services, self._orders, self._authorizations)
         self._predecessors = Predecessors(services)
+        self._attempts = Attempts(services, urls, Validator(services.settings, services.clock))
 
     def application(self) -> web.Application:
         """Return one route: paths are told apart here, so that every refusal is a problem."""
@@ -89,8 +92,8 @@ class ACMEProtocol:
         return application
 
     def background(self) -> Sequence[Coroutine[None, None, None]]:
-        """Forget old nonces."""
-        return (self._forget_nonces(),)
+        """Make attempts at challenges, and forget old nonces."""
+        return (self._attempts.run_forever(), self._forget_nonces())
 
     async def _forget_nonces(self) -> None:
         while True:
@@ -111,6 +114,10 @@ class ACMEProtocol:
             return await self._not_allowed(request, ", ".join(operation.methods))
         if request.method == "POST" and operation.handle is not None:
             answer = await self._post(request, operation, operation.handle)
+            if operation.name == "challenge":
+                self._attempts.wake()
+        elif operation.name == "newNonce" and request.method == "HEAD":
+            answer = Answer(content_type="")
         elif operation.read is not None:
             answer = await self._services.run(operation.read)
         else:

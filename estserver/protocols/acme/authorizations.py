@@ -11,7 +11,7 @@ from estserver.errors import BadInput, NotFound
 from estserver.model import Event
 from estserver.profiles import covers
 from estserver.protocols import Services
-from estserver.protocols.acme import authorization_records, records
+from estserver.protocols.acme import authorization_records
 from estserver.protocols.acme.answers import Answer, authorization_json, challenge_json
 from estserver.protocols.acme.authorization_records import Authorization, Challenge
 from estserver.protocols.acme.gate import Gate, Signed
@@ -244,11 +244,3 @@ class Authorizations:
             if one.status(tx.now) is AuthorizationStatus.VALID
         }
         return bool(names) and names <= held
-
-
-def account_of(tx: Transaction, authorization: Authorization) -> Account:
-    """Return the account of an authorization, which the schema says is there."""
-    found = records.account(tx, authorization.account)
-    if found is None:
-        raise NotFound("there is no such account")
-    return found

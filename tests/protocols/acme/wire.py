@@ -187,7 +187,7 @@ class Client:
                 connection.request(method, path, body=body, headers=headers or {})
                 response = connection.getresponse()
                 return Reply(Answer(response.status, response.headers, response.read()))
-            except (ConnectionError, HTTPException):
+            except (OSError, HTTPException):
                 # The server may close a kept connection whenever it likes, but not a new one.
                 if fresh:
                     raise
@@ -236,13 +236,15 @@ class Client:
         """POST-as-GET."""
         return self.post(url, None, accept=accept)
 
-    def binding(self, kid: str, mac_key: str, alg: str = "HS256", **changes: Any) -> dict[str, Any]:
+    def binding(
+        self, number: str, mac_key: str, alg: str | None = "HS256", **changes: Any
+    ) -> dict[str, Any]:
         """Return an External Account Binding; `payload` among the changes replaces the JWK."""
         url = f"{self.base}/new-account"
         payload = changes.pop("payload", jwk_of(self.key))
-        header = {"alg": alg, "kid": kid, "url": url} | changes
+        header = {"alg": alg, "kid": number, "url": url} | changes
         header = {name: value for name, value in header.items() if value is not None}
-        digest = {"HS384": hashlib.sha384, "HS512": hashlib.sha512}.get(alg, hashlib.sha256)
+        digest = {"HS384": hashlib.sha384, "HS512": hashlib.sha512}.get(alg or "", hashlib.sha256)
         raw = base64.urlsafe_b64decode(mac_key + "=" * (-len(mac_key) % 4))
         return flattened(header, payload, lambda m: hmac.new(raw, m, digest).digest())
 

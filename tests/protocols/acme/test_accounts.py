@@ -1,0 +1,441 @@
+"""Accounts: made, bound, found again, changed, given another key, closed."""
+
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+
+from estserver.external_binding import acme_binding
+from estserver.model import Door
+from estserver.protocols.acme import tables
+from tests.live import ORIGIN, Live, Workshop, new_key
+from tests.protocols.acme.wire import (
+    Client,
+    Reply,
+    algorithm_of,
+    b64,
+    csr_for,
+    eab,
+    flattened,
+    jwk_of,
+    registered,
+    sign,
+)
+from tests.protocols.est_wire import audit_rows
+
+_NAME = "acct.example.org"
+_ROWS = sa.select(sa.func.count()).select_from(tables.accounts)
+
+
+def _accounts(live: Live) -> int:
+    return int(live.core.store.read(lambda tx: tx.connection.execute(_ROWS).scalar_one()))
+
+
+def _invite(live: Live, **fields: Any) -> Any:
+    return live.invite("server", names=(f"dns:{_NAME}",), **fields)
+
+
+@pytest.fixture(scope="module")
+def open_live(template: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    workshop = Workshop(template)
+    yield workshop.make(
+        tmp_path_factory.mktemp("open") / "instance", "[acme]\nrequire_eab = false\n"
+    )
+    workshop.close()
+
+
+# -- newAccount -----------------------------------------------------------------------------------
+
+
+@pytest.mark.row("ACME-060", "ACME-065", "ACME-077")
+@pytest.mark.parametrize("alg", ["HS256", "HS384", "HS512"])
+def test_a_new_key_with_a_binding_gets_an_account(shared: Live, alg: str) -> None:
+    client = Client(shared)
+    binding = client.binding(*eab(shared, _invite(shared)), alg=alg)
+    reply = client.register(
+        externalAccountBinding=binding,
+        contact=["mailto:admin@example.org"],
+        status="revoked",
+        id="mine",
+        orders="https://evil.example/",
+        color="red",
+    )
+    assert reply.status == 201
+    body = reply.json
+    assert body == {
+        "status": "valid",
+        "contact": ["mailto:admin@example.org"],
+        "orders": f"{reply.header('Location')}/orders",
+        "externalAccountBinding": binding,
+    }
+    assert client.get(reply.header("Location")).json["status"] == "valid"
+
+
+@pytest.mark.row("ACME-061", "ACME-063", "ACME-087")
+def test_the_same_key_finds_its_account_and_changes_nothing(shared: Live) -> None:
+    client = registered(shared, _NAME)
+    kid = client.kid
+    other = eab(shared, shared.invite("server", names=("dns:other.example.org",)))
+    forged = client.binding(other[0], b64(bytes(66)))
+    asked: list[dict[str, Any]] = [
+        {"onlyReturnExisting": True},
+        {"contact": ["mailto:new@example.org"]},
+        {"termsOfServiceAgreed": False},
+        {"externalAccountBinding": client.binding(*other)},
+        {"externalAccountBinding": forged},
+    ]
+    for payload in asked:
+        reply = client.post("new-account", payload, jwk=True)
+        assert reply.status == 200
+        assert reply.header("Location") == kid
+        assert reply.json["contact"] == []
+    client.order("other.example.org").refused(400, "rejectedIdentifier")
+    assert client.order(_NAME).status == 201
+
+
+@pytest.mark.row("ACME-062")
+def test_only_return_existing_makes_nothing(shared: Live) -> None:
+    before = _accounts(shared)
+    reply = Client(shared).post("new-account", {"onlyReturnExisting": True}, jwk=True)
+    reply.refused(400, "accountDoesNotExist")
+    assert _accounts(shared) == before
+
+
+@pytest.mark.row("ACME-066", "ACME-073")
+def test_terms_must_be_agreed_to_and_agreed_to_again_when_they_change(
+    make_live: Callable[[str], Live],
+) -> None:
+    live = make_live('[acme]\nterms_of_service = "https://example.org/tos/1"\n')
+    handover = _invite(live)
+    client = Client(live)
+    for agreed in (None, False):
+        fields = {} if agreed is None else {"termsOfServiceAgreed": agreed}
+        binding = client.binding(*eab(live, handover))
+        payload = {"externalAccountBinding": binding, **fields}
+        reply = client.post("new-account", payload, jwk=True)
+        reply.refused(403, "userActionRequired")
+        assert reply.links("terms-of-service") == ["https://example.org/tos/1"]
+    client.post("new-account", {"termsOfServiceAgreed": "true"}, jwk=True).refused(400, "malformed")
+    assert _accounts(live) == 0
+    assert client.register(handover).json["termsOfServiceAgreed"] is True
+    assert client.order(_NAME).status == 201
+    acme = live.settings.acme.model_copy(update={"terms_of_service": "https://example.org/tos/2"})
+    live.settings = live.settings.model_copy(update={"acme": acme})
+    live.restart()
+    reply = client.order(_NAME)
+    problem = reply.refused(403, "userActionRequired")
+    assert problem["instance"] == "https://example.org/tos/2"
+    assert reply.links("terms-of-service") == ["https://example.org/tos/2"]
+
+
+@pytest.mark.row("ACME-067", "ACME-068")
+@pytest.mark.parametrize(
+    ("contact", "kind"),
+    [
+        ("tel:+49123", "unsupportedContact"),
+        ("https://example.org/", "unsupportedContact"),
+        ("plain", "unsupportedContact"),
+        ("mailto:a@example.org?subject=x", "invalidContact"),
+        ("mailto:a@example.org,b@example.org", "invalidContact"),
+        ("mailto:nobody", "invalidContact"),
+        ("mailto:", "invalidContact"),
+        ("mailto:a@münchen.example", "invalidContact"),
+        ("mailto:a\r\n@example.org", "invalidContact"),
+        ("mailto:a%0a@example.org", "invalidContact"),
+    ],
+)
+def test_contacts_are_one_plain_mail_address_each(shared: Live, contact: str, kind: str) -> None:
+    problem = Client(shared).register(_invite(shared), contact=[contact]).refused(400, kind)
+    if kind == "unsupportedContact":
+        assert "mailto:" in problem["detail"]
+
+
+@pytest.mark.row("ACME-069", "ACME-071")
+def test_no_contact_is_needed_and_an_empty_update_changes_nothing(shared: Live) -> None:
+    client = registered(shared, _NAME)
+    before = client.get(client.kid or "").json
+    assert before["contact"] == []
+    reply = client.post(client.kid or "", {})
+    assert (reply.status, reply.json) == (200, before)
+
+
+@pytest.mark.row("ACME-070", "ACME-072", "ACME-065")
+def test_an_update_changes_the_contacts_of_ones_own_account_only(shared: Live) -> None:
+    client, other = registered(shared, _NAME), registered(shared, "o.example.org")
+    update = {
+        "contact": ["mailto:new@example.org"],
+        "orders": "https://evil.example/",
+        "status": "valid",
+        "termsOfServiceAgreed": True,
+    }
+    body = client.post(client.kid or "", update).json
+    assert body["contact"] == ["mailto:new@example.org"]
+    assert body["orders"] == f"{client.kid}/orders"
+    other.post(client.kid or "", update).refused(403, "unauthorized")
+    client.post(client.kid or "", {"contact": ["tel:1"]}).refused(400, "unsupportedContact")
+    assert client.get(client.kid or "").json == body
+
+
+@pytest.mark.row("ACME-074")
+def test_twenty_at_once_with_one_key_make_one_account(open_live: Live) -> None:
+    client = Client(open_live)
+    before = _accounts(open_live)
+    with ThreadPoolExecutor(20) as pool:
+        replies = list(pool.map(lambda _: client.post("new-account", {}, jwk=True), range(20)))
+    assert sorted(reply.status for reply in replies) == [200] * 19 + [201]
+    assert len({reply.header("Location") for reply in replies}) == 1
+    assert _accounts(open_live) == before + 1
+
+
+# -- external account binding ---------------------------------------------------------------------
+
+
+def _bind(client: Client, binding: Any) -> Reply:
+    payload = {"termsOfServiceAgreed": True, "externalAccountBinding": binding}
+    return client.post("new-account", payload, jwk=True)
+
+
+@pytest.mark.row("ACME-076")
+def test_without_a_binding_there_is_no_account(shared: Live) -> None:
+    Client(shared).register().refused(403, "externalAccountRequired")
+
+
+Break = Callable[[Client, str, str], Any]
+MALFORMED: dict[str, Break] = {
+    "kid absent": lambda c, k, m: c.binding(k, m, kid=None),
+    "kid a number": lambda c, k, m: c.binding(k, m, kid=7),
+    "kid not ASCII": lambda c, k, m: c.binding(k, m, kid="é"),
+    "kid empty": lambda c, k, m: c.binding(k, m, kid=""),
+    "nonce": lambda c, k, m: c.binding(k, m, nonce="x"),
+    "url absent": lambda c, k, m: c.binding(k, m, url=None),
+    "url another": lambda c, k, m: c.binding(k, m, url=f"{c.base}/new-order"),
+    "another key": lambda c, k, m: c.binding(k, m, payload=jwk_of(new_key())),
+    "not JSON": lambda c, k, m: c.binding(k, m, payload=b"x"),
+    "empty payload": lambda c, k, m: c.binding(k, m, payload=b""),
+    "header": lambda c, k, m: {**c.binding(k, m), "header": {}},
+    "signatures": lambda c, k, m: {**c.binding(k, m), "signatures": []},
+    "jwk": lambda c, k, m: c.binding(k, m, jwk=jwk_of(c.key)),
+    "crit": lambda c, k, m: c.binding(k, m, crit=["exp"]),
+    "padding": lambda c, k, m: {**c.binding(k, m), "signature": c.binding(k, m)["signature"] + "="},
+    "a string": lambda *_: "x",
+    "a list": lambda *_: [],
+}
+
+
+@pytest.mark.row("ACME-079", "ACME-080", "ACME-081", "ACME-082", "ACME-085")
+@pytest.mark.parametrize("name", MALFORMED)
+def test_a_binding_of_another_shape_is_malformed(shared: Live, name: str) -> None:
+    client = Client(shared)
+    before = _accounts(shared)
+    _bind(client, MALFORMED[name](client, *eab(shared, _invite(shared)))).refused(400, "malformed")
+    assert _accounts(shared) == before
+
+
+@pytest.mark.row("ACME-082")
+def test_a_binding_that_gives_the_private_key_away_is_refused(shared: Live) -> None:
+    client = Client(shared)
+    payload = {**jwk_of(client.key), "d": b64(bytes(32))}
+    binding = client.binding(*eab(shared, _invite(shared)), payload=payload)
+    _bind(client, binding).refused(400, "badPublicKey")
+
+
+@pytest.mark.row("ACME-078")
+@pytest.mark.parametrize("alg", ["none", "ES256", "RS256", "HS1", ""])
+def test_a_binding_is_made_with_hmac_only(shared: Live, alg: str) -> None:
+    client = Client(shared)
+    kid, key = eab(shared, _invite(shared))
+    _bind(client, client.binding(kid, key, alg)).refused(400, "badSignatureAlgorithm")
+    binding = client.binding(kid, key, alg=None)
+    _bind(client, binding).refused(400, "malformed")
+
+
+@pytest.mark.row("ACME-083")
+def test_the_bound_key_is_compared_by_its_thumbprint(shared: Live) -> None:
+    client = Client(shared)
+    jwk = dict(reversed(jwk_of(client.key).items())) | {"alg": "ES256", "use": "sig"}
+    binding = client.binding(*eab(shared, _invite(shared)), payload=jwk)
+    assert _bind(client, binding).status == 201
+
+
+@pytest.mark.row("ACME-084")
+def test_all_bindings_that_are_not_accepted_are_refused_alike(live: Live) -> None:
+    client = Client(live)
+    cancelled, expired, used, est, held = (
+        _invite(live),
+        _invite(live, expires=timedelta(hours=1)),
+        _invite(live),
+        _invite(live, doors=frozenset({Door.EST})),
+        _invite(live, hold=True),
+    )
+    live.core.invitations.cancel(cancelled.invitation.number, by="test", origin=ORIGIN)
+    assert Client(live).register(used).status == 201
+    live.clock.advance(timedelta(hours=2))
+    fresh = _invite(live)
+    bindings = [client.binding(*eab(live, one)) for one in (cancelled, expired, used, est, held)]
+    kid, key = eab(live, fresh)
+    bindings += [client.binding("1234567890", key), client.binding("nobody", key)]
+    bindings += [client.binding(kid, b64(bytes(66)))]
+    bindings += [client.binding(kid, fresh.pin.reveal().replace("-", ""))]
+    details = {_bind(client, one).refused(403, "unauthorized")["detail"] for one in bindings}
+    assert len(details) == 1
+    assert _bind(client, client.binding(kid, key)).status == 201
+
+
+@pytest.mark.row("ACME-084")
+def test_a_new_pin_makes_the_old_key_useless(shared: Live) -> None:
+    handover = _invite(shared)
+    number = handover.invitation.number
+    again = shared.core.invitations.new_pin(number, expires=None, by="test", origin=ORIGIN)
+    client = Client(shared)
+    _bind(client, client.binding(*eab(shared, handover))).refused(403, "unauthorized")
+    assert _bind(client, client.binding(*eab(shared, again))).status == 201
+
+
+@pytest.mark.row("ACME-086")
+def test_twenty_at_once_with_one_binding_make_one_account(shared: Live) -> None:
+    handover = _invite(shared)
+    clients = [Client(shared) for _ in range(20)]
+    with ThreadPoolExecutor(20) as pool:
+        replies = list(pool.map(lambda client: client.register(handover), clients))
+    assert sorted(reply.status for reply in replies) == [201] + [403] * 19
+
+
+@pytest.mark.row("ACME-088")
+def test_a_binding_counts_where_none_is_needed(open_live: Live) -> None:
+    client = Client(open_live)
+    kid, key = eab(open_live, _invite(open_live))
+    _bind(client, client.binding(kid, b64(bytes(66)))).refused(403, "unauthorized")
+    assert "externalAccountBinding" in _bind(client, client.binding(kid, key)).json
+    client.kid = client.post("new-account", {}, jwk=True).header("Location")
+    assert client.order(_NAME).json["status"] == "ready"
+
+
+def test_the_mac_key_suits_every_client(shared: Live) -> None:
+    invitation = _invite(shared).invitation
+    keys = set()
+    for generation in range(300):
+        kid, key = acme_binding(shared.core.keyring, replace(invitation, pin_generation=generation))
+        text = key.reveal()
+        assert kid.isdigit()
+        assert text[0].isalnum()
+        assert len(text) == 88
+        assert "=" not in text
+        keys.add(text)
+    assert len(keys) == 300
+
+
+@pytest.mark.row("ACME-089")
+def test_a_cancelled_invitation_stops_its_account_at_the_next_request(live: Live) -> None:
+    client = registered(live, _NAME)
+    order = client.order(_NAME).json
+    number = live.core.invitations.page()[0].number
+    live.core.invitations.cancel(number, by="test", origin=ORIGIN)
+    client.get(client.kid or "").refused(401, "unauthorized")
+    client.order(_NAME).refused(401, "unauthorized")
+    client.finalize(order, b"").refused(401, "unauthorized")
+    refused = [row for row in audit_rows(live) if row.event == "account.refused"]
+    assert refused[0].object == f"invitation {number}"
+    assert refused[0].detail["reason"] == "cancelled"
+
+
+# -- keyChange ------------------------------------------------------------------------------------
+
+
+def _inner(client: Client, key: Any, **changes: Any) -> dict[str, Any]:
+    header = {"alg": algorithm_of(key), "jwk": jwk_of(key), "url": f"{client.base}/key-change"}
+    header = {k: v for k, v in (header | changes.pop("header", {})).items() if v is not None}
+    payload = {"account": client.kid, "oldKey": jwk_of(client.key)} | changes
+    return flattened(header, payload, lambda m: sign(key, m))
+
+
+@pytest.mark.row("ACME-090", "ACME-097", "ACME-072")
+def test_an_account_changes_its_key_and_goes_on_with_its_order(shared: Live) -> None:
+    client = registered(shared, _NAME, units=9)
+    order = client.order(_NAME).json
+    keys: list[Any] = [rsa.generate_private_key(65537, 2048), ed25519.Ed25519PrivateKey.generate()]
+    for key in keys:
+        old = Client(shared, client.key, client.kid)
+        reply = client.post("key-change", _inner(client, key))
+        assert reply.status == 200
+        client.key = key
+        assert (
+            client.post("new-account", {"onlyReturnExisting": True}, jwk=True).header("Location")
+            == client.kid
+        )
+        # The stored key is of another type now, or the signature fails.
+        assert old.get(client.kid or "").status == 400
+    assert client.finalize(order, csr_for(_NAME)).json["status"] == "valid"
+
+
+@pytest.mark.row("ACME-091", "ACME-092", "ACME-093", "ACME-094", "ACME-096")
+def test_a_key_change_that_is_not_right_changes_nothing(shared: Live) -> None:
+    client, key = registered(shared, _NAME), new_key()
+    other = registered(shared, "o.example.org")
+    forged = _inner(client, key)
+    forged["signature"] = b64(
+        sign(client.key, f"{forged['protected']}.{forged['payload']}".encode())
+    )
+    inner: list[tuple[Any, str]] = [
+        ({"account": client.kid}, "malformed"),
+        (b"x", "malformed"),
+        (_inner(client, key, header={"jwk": None}), "malformed"),
+        (_inner(client, key, header={"jwk": None, "kid": client.kid}), "malformed"),
+        (_inner(client, key, header={"kid": client.kid}), "malformed"),
+        (_inner(client, key, header={"nonce": client.nonce()}), "malformed"),
+        (forged, "malformed"),
+        (_inner(client, key, header={"url": f"{client.base}/new-order"}), "malformed"),
+        (_inner(client, key, header={"url": None}), "malformed"),
+        (_inner(client, key, account=other.kid), "malformed"),
+        (_inner(client, key, account=7), "malformed"),
+        (_inner(client, key, oldKey=jwk_of(other.key)), "malformed"),
+        (_inner(client, key, oldKey=None), "malformed"),
+        (_inner(client, key, header={"alg": "HS256"}), "badSignatureAlgorithm"),
+        (_inner(client, key, header={"jwk": {"kty": "RSA", "n": "AQ", "e": "AQ"}}), "badPublicKey"),
+        (_inner(client, key, header={"alg": "ES384"}), "badPublicKey"),
+    ]
+    for jws, kind in inner:
+        client.post("key-change", jws).refused(400, kind)
+    assert client.get(client.kid or "").status == 200
+
+
+@pytest.mark.row("ACME-095")
+def test_a_key_with_an_account_is_no_new_key(shared: Live) -> None:
+    client, other = registered(shared, _NAME), registered(shared, "o.example.org")
+    for holder in (other, client):
+        reply = client.post("key-change", _inner(client, holder.key))
+        reply.refused(409, "malformed")
+        assert reply.header("Location") == holder.kid
+
+
+def test_a_certified_key_is_no_account_key(shared: Live) -> None:
+    client = registered(shared, _NAME)
+    key: ec.EllipticCurvePrivateKey = client.issue(_NAME).key
+    client.post("key-change", _inner(client, key)).refused(400, "badPublicKey")
+    Client(shared, key).register(_invite(shared)).refused(400, "badPublicKey")
+
+
+# -- deactivation ---------------------------------------------------------------------------------
+
+
+@pytest.mark.row("ACME-098", "ACME-064", "ACME-099")
+def test_a_deactivated_account_is_dead_and_its_certificates_live(shared: Live) -> None:
+    client = registered(shared, _NAME, units=9)
+    done = client.issue(_NAME)
+    order = client.order(_NAME)
+    client.post(client.kid or "", {"status": "revoked"})
+    reply = client.post(client.kid or "", {"status": "deactivated"})
+    assert (reply.status, reply.json["status"]) == (200, "deactivated")
+    for url in (client.kid or "", order.header("Location"), done.order["certificate"]):
+        client.get(url).refused(401, "unauthorized")
+    client.order(_NAME).refused(401, "unauthorized")
+    client.post("new-account", {}, jwk=True).refused(401, "unauthorized")
+    client.register(_invite(shared)).refused(401, "unauthorized")
+    record = shared.core.ra.find(done.leaf.serial_number)
+    assert record.state.value == "valid"
+    assert json.loads(reply.answer.body)["orders"]

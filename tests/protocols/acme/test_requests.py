@@ -1,0 +1,363 @@
+"""HTTP, URLs, nonces, problems and the directory: what all resources have in common."""
+
+import base64
+import json
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+
+import pytest
+
+from estserver import errors
+from estserver.protocols.acme.nonces import Nonces
+from estserver.protocols.acme.problems import RENDER, kind_and_status
+from tests.live import Live
+from tests.protocols.acme.wire import (
+    JOSE,
+    URN,
+    Client,
+    Reply,
+    flattened,
+    registered,
+    sign,
+)
+
+_NAME = "req.example.org"
+_REGISTERED = frozenset(
+    {
+        *("accountDoesNotExist", "alreadyRevoked", "badCSR", "badNonce", "badPublicKey"),
+        *("badRevocationReason", "badSignatureAlgorithm", "caa", "compound", "connection", "dns"),
+        *("externalAccountRequired", "incorrectResponse", "invalidContact", "malformed"),
+        *("orderNotReady", "rateLimited", "rejectedIdentifier", "serverInternal", "tls"),
+        *("unauthorized", "unsupportedContact", "unsupportedIdentifier", "userActionRequired"),
+        *("alreadyReplaced", "invalidProfile"),
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def client(shared: Live) -> Client:
+    return registered(shared, _NAME, units=99)
+
+
+def _resources(client: Client) -> dict[str, str]:
+    order = client.order(_NAME)
+    body = order.json
+    authorization = client.get(body["authorizations"][0]).json
+    assert client.kid is not None
+    return {
+        "account": client.kid,
+        "orders": f"{client.kid}/orders",
+        "order": order.header("Location"),
+        "finalize": body["finalize"],
+        "certificate": client.issue(_NAME).order["certificate"],
+        "authz": body["authorizations"][0],
+        "challenge": authorization["challenges"][0]["url"],
+    }
+
+
+@pytest.mark.row("ACME-001")
+def test_scripts_in_browsers_are_let_in(client: Client) -> None:
+    preflight = client.ask("OPTIONS", "/acme/new-order")
+    assert preflight.status == 204
+    assert "POST" in preflight.header("Access-Control-Allow-Methods")
+    assert preflight.header("Access-Control-Allow-Headers") == "Content-Type"
+    refused = client.ask("POST", "/acme/new-order", b"{}", {"Content-Type": JOSE})
+    for reply in (preflight, refused, client.get(client.kid or ""), client.ask("GET", "/acme/x")):
+        assert reply.header("Access-Control-Allow-Origin") == "*"
+        exposed = reply.header("Access-Control-Expose-Headers").split(", ")
+        assert {"Link", "Location", "Replay-Nonce", "Retry-After"} <= set(exposed)
+
+
+@pytest.mark.row("ACME-029")
+@pytest.mark.parametrize(
+    "content_type", [None, "application/json", "text/plain", "application/jose"]
+)
+def test_another_content_type_is_unsupported(client: Client, content_type: str | None) -> None:
+    url = f"{client.base}/new-order"
+    client.send(url, client.jws(url, {}), content_type).refused(415, "malformed")
+
+
+@pytest.mark.row("ACME-030")
+def test_a_content_type_may_have_parameters(client: Client) -> None:
+    url = client.kid or ""
+    reply = client.send(url, client.jws(url, None), "Application/JOSE+JSON; charset=utf-8")
+    assert reply.status == 200
+
+
+@pytest.mark.row("ACME-031")
+def test_a_huge_body_is_refused_before_it_is_read(client: Client) -> None:
+    url = f"{client.base}/new-order"
+    client.send(url, b"x" * 50_001).refused(413, "malformed")
+    chunked = client.ask(
+        "POST", "/acme/new-order", b"x" * 60_000, {"Content-Type": JOSE, "Content-Encoding": "gzip"}
+    )
+    chunked.refused(415, "malformed")
+
+
+@pytest.mark.row("ACME-032", "ACME-033", "ACME-034")
+def test_resources_are_fetched_by_post_and_not_by_get(client: Client) -> None:
+    for name, url in _resources(client).items():
+        reply = client.ask("GET", client.path(url))
+        reply.refused(405, "malformed")
+        assert reply.header("Allow") == "POST"
+        fetched = client.get(url)
+        assert fetched.status == 200, name
+        assert fetched.answer.body
+    for resource in ("new-account", "new-order", "new-authz", "revoke-cert", "key-change"):
+        client.ask("GET", f"/acme/{resource}").refused(405, "malformed")
+        client.ask("PUT", f"/acme/{resource}").refused(405, "malformed")
+    assert client.get(f"{client.base}/directory").json == client.ask("GET", "/acme/directory").json
+    reply = client.get(f"{client.base}/new-nonce")
+    assert (reply.status, reply.answer.body) == (200, b"")
+    assert reply.header("Replay-Nonce")
+
+
+@pytest.mark.row("ACME-035")
+def test_nobody_sees_what_is_another_accounts(shared: Live, client: Client) -> None:
+    stranger = registered(shared, "stranger.example.org")
+    for name, url in _resources(client).items():
+        reply = stranger.get(url)
+        assert reply.refused(403, "unauthorized"), name
+        assert _NAME.encode() not in reply.answer.body
+
+
+@pytest.mark.row("ACME-036")
+def test_an_object_sent_to_what_is_only_fetched_is_malformed(client: Client) -> None:
+    resources = _resources(client)
+    for name in ("order", "certificate", "orders", "authz"):
+        client.post(resources[name], {}).refused(400, "malformed")
+
+
+@pytest.mark.row("ACME-037")
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda url: url.replace("new-order", "new-authz"),
+        lambda url: url.replace("localhost", "127.0.0.1"),
+        lambda url: url.replace("localhost", "LOCALHOST"),
+        lambda url: re.sub(r":\d+", ":1", url),
+        lambda url: url.replace("https", "http"),
+        lambda url: url + "/",
+        lambda url: url + "?a",
+        lambda url: url.replace("new-order", "new%2Dorder"),
+        lambda url: url.replace("new-order", "NEW-ORDER"),
+        lambda _: "",
+    ],
+)
+def test_a_header_for_another_url_is_unauthorized(
+    client: Client, change: Callable[[str], str]
+) -> None:
+    url = f"{client.base}/new-order"
+    jws = client.jws(change(url), {})
+    client.send(url, jws).refused(403, "unauthorized")
+
+
+@pytest.mark.row("ACME-039")
+def test_behind_a_front_links_have_the_configured_base_and_host_means_nothing(
+    client: Client,
+) -> None:
+    directory = client.ask("GET", "/acme/directory", headers={"Host": "evil.example"}).json
+    assert directory["newOrder"] == f"{client.base}/new-order"
+    url = client.kid or ""
+    headers = {"Content-Type": JOSE, "Host": "evil.example", "X-Forwarded-Host": "evil.example"}
+    body = json.dumps(client.jws(url, None)).encode()
+    reply = client.ask("POST", client.path(url), body, headers)
+    assert reply.json["orders"].startswith(client.base)
+
+
+# -- nonces ---------------------------------------------------------------------------------------
+
+
+def _with_nonce(client: Client, nonce: str | None) -> Reply:
+    return client.post(client.kid or "", None, nonce=nonce)
+
+
+@pytest.mark.row("ACME-040", "ACME-041", "ACME-042", "ACME-049")
+def test_a_bad_nonce_is_refused_and_a_fresh_one_comes_with_it(client: Client) -> None:
+    used = client.nonce()
+    assert _with_nonce(client, used).status == 200
+    forged = used[:-1] + ("A" if used[-1] != "A" else "B")
+    for nonce in (None, used, forged, "x" * 48, "!!!", "", used + "=", "A" * 5000):
+        reply = _with_nonce(client, nonce)
+        problem = reply.refused(400, "badNonce")
+        assert "JWS has an invalid anti-replay nonce" in problem["detail"]
+        assert _with_nonce(client, reply.header("Replay-Nonce")).status == 200
+
+
+@pytest.mark.row("ACME-040")
+def test_a_nonce_expires(live: Live) -> None:
+    client = registered(live, _NAME)
+    old = client.nonce()
+    live.clock.advance(timedelta(minutes=59))
+    kept = client.nonce()
+    live.clock.advance(timedelta(minutes=2))
+    _with_nonce(client, old).refused(400, "badNonce")
+    assert _with_nonce(client, kept).status == 200
+
+
+@pytest.mark.row("ACME-043", "ACME-044")
+def test_every_answer_to_a_post_and_every_error_has_one_fresh_nonce(client: Client) -> None:
+    post = {"Content-Type": JOSE}
+    replies = [
+        client.get(client.kid or ""),
+        client.order(_NAME),
+        client.get(f"{client.base}/directory"),
+        client.ask("GET", "/acme/nothing"),
+        client.ask("GET", "/acme/order/"),
+        client.ask("GET", "/acme"),
+        client.ask("GET", "/acme/new-order"),
+        client.ask("POST", "/acme/new-order", b"", {"Content-Type": "text/plain"}),
+        client.ask("POST", "/acme/new-order", b"{", post),
+        client.ask("POST", "/acme/nothing", b"{", post),
+    ]
+    nonces = [reply.header("Replay-Nonce") for reply in replies]
+    assert len(set(nonces)) == len(nonces)
+    assert all(re.fullmatch(r"[A-Za-z0-9_-]{22,}", nonce) for nonce in nonces)
+
+
+@pytest.mark.row("ACME-045")
+def test_nonces_are_unique_and_unpredictable(shared: Live) -> None:
+    door = shared.server.services
+    nonces = Nonces(door.keyring, timedelta(hours=1))
+    now = door.clock.now()
+    made = {nonces.make(now) for _ in range(100_000)}
+    assert len(made) == 100_000
+    # 5 octets of time, then 16 at random: each of their 128 bits is set about half the time.
+    drawn = [int.from_bytes(base64.urlsafe_b64decode(one)[5:21]) for one in list(made)[:4000]]
+    for bit in range(128):
+        assert 1700 < sum(number >> bit & 1 for number in drawn) < 2300
+
+
+@pytest.mark.row("ACME-046")
+def test_one_nonce_is_good_once_however_many_ask_at_the_same_time(client: Client) -> None:
+    nonce = client.nonce()
+    with ThreadPoolExecutor(20) as pool:
+        replies = list(pool.map(lambda _: _with_nonce(client, nonce).status, range(20)))
+    assert sorted(replies) == [200] + [400] * 19
+
+
+@pytest.mark.row("ACME-047", "ACME-185")
+def test_a_nonce_of_another_client_or_from_before_a_restart_is_good(live: Live) -> None:
+    client, other = registered(live, _NAME), registered(live, "b.example.org")
+    assert _with_nonce(client, other.nonce()).status == 200
+    nonce, used = client.nonce(), client.nonce()
+    assert _with_nonce(client, used).status == 200
+    live.restart()
+    assert _with_nonce(client, nonce).status == 200
+    _with_nonce(client, used).refused(400, "badNonce")
+
+
+@pytest.mark.row("ACME-048")
+def test_a_forger_cannot_use_up_somebody_elses_nonce(client: Client) -> None:
+    nonce = client.nonce()
+    url = client.kid or ""
+    forged = flattened(client.header(url, nonce=nonce), None, lambda _: bytes(64))
+    client.send(url, forged).refused(400, "malformed")
+    assert _with_nonce(client, nonce).status == 200
+
+
+@pytest.mark.row("ACME-037", "ACME-048")
+def test_a_request_to_the_wrong_url_does_not_use_up_its_nonce(client: Client) -> None:
+    url = client.kid or ""
+    nonce = client.nonce()
+    jws = flattened(client.header(url, nonce=nonce), None, lambda m: sign(client.key, m))
+    client.send(f"{client.base}/new-order", jws).refused(403, "unauthorized")
+    assert client.send(url, jws).status == 200
+
+
+# -- problems -------------------------------------------------------------------------------------
+
+
+@pytest.mark.row("ACME-051")
+def test_every_error_has_a_registered_problem_type() -> None:
+    def walk(kind: type[errors.Error]) -> list[type[errors.Error]]:
+        return [kind, *(below for child in kind.__subclasses__() for below in walk(child))]
+
+    for kind in walk(errors.Error):
+        if kind in {errors.Error, errors.Refused} or "Problem" in kind.__name__:
+            continue
+        base = next(base for base in kind.__mro__ if base in RENDER)
+        name, status = RENDER[base]
+        assert name in _REGISTERED
+        assert status >= 500 if issubclass(kind, errors.Fault) else 400 <= status < 500
+    assert kind_and_status(errors.NotEntitled("x")) == ("unauthorized", 403)
+
+
+@pytest.mark.row("ACME-053")
+def test_a_fault_tells_nothing_but_its_reference(live: Live) -> None:
+    client = registered(live, _NAME)
+    nonce = client.nonce()
+    with live.core.store.engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE acme_orders RENAME TO hidden")
+    reply = client.post(
+        "new-order", {"identifiers": [{"type": "dns", "value": _NAME}]}, nonce=nonce
+    )
+    with live.core.store.engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE hidden RENAME TO acme_orders")
+    assert reply.status in {500, 503}
+    problem = reply.refused(reply.status, "serverInternal")
+    assert re.fullmatch(r"[a-z :]+ \(reference [0-9a-f]{16}\)", problem["detail"])
+    assert reply.header("Retry-After").isdigit()
+    assert client.order(_NAME).status == 201
+
+
+# -- directory ------------------------------------------------------------------------------------
+
+
+@pytest.mark.row("ACME-054", "ACME-055")
+def test_everything_but_the_directory_links_to_it(client: Client) -> None:
+    directory = client.ask("GET", "/acme/directory")
+    assert directory.links("index") == []
+    resources = _resources(client)
+    for url in resources.values():
+        assert client.get(url).links("index") == [f"{client.base}/directory"]
+    assert client.ask("HEAD", "/acme/new-nonce").links("index")
+    assert client.get(resources["challenge"]).links("up") == [resources["authz"]]
+
+
+@pytest.mark.row("ACME-056", "ACME-057", "ACME-180")
+def test_the_directory_says_where_everything_is_and_what_is_needed(
+    make_live: Callable[[str], Live],
+) -> None:
+    live = make_live(
+        '[acme]\nterms_of_service = "https://example.org/tos"\nwebsite = "https://example.org/"\n'
+        'caa_identities = ["ca.example.org"]\n'
+    )
+    client = Client(live)
+    reply = client.ask("GET", "/acme/directory")
+    assert reply.header("Content-Type") == "application/json"
+    body = reply.json
+    names = {"newNonce", "newAccount", "newOrder", "newAuthz", "revokeCert", "keyChange"}
+    assert body.keys() == names | {"renewalInfo", "meta"}
+    assert all(body[name].startswith("https://localhost:") for name in names)
+    meta = body["meta"]
+    assert meta["externalAccountRequired"] is True
+    assert meta["termsOfService"] == "https://example.org/tos"
+    assert meta["website"] == "https://example.org/"
+    assert meta["caaIdentities"] == ["ca.example.org"]
+    assert meta["profiles"].keys() == {"device", "server"}
+    assert client.ask("GET", "/acme/directory").json == body
+
+
+@pytest.mark.row("ACME-058")
+def test_new_nonce_by_get_and_head(client: Client) -> None:
+    for method, status in (("HEAD", 200), ("GET", 204)):
+        reply = client.ask(method, "/acme/new-nonce")
+        assert (reply.status, reply.answer.body) == (status, b"")
+        assert reply.header("Cache-Control") == "no-store"
+        assert reply.header("Replay-Nonce")
+        assert reply.links("index") == [f"{client.base}/directory"]
+
+
+@pytest.mark.row("ACME-059")
+def test_urls_tell_no_names_and_cannot_be_guessed(client: Client) -> None:
+    for url in _resources(client).values():
+        assert _NAME not in url
+        identifier = url.removeprefix(client.base).split("/")[2]
+        assert re.fullmatch(r"[A-Za-z0-9_-]{22,}", identifier)
+
+
+def test_problem_types_are_urns(client: Client) -> None:
+    assert client.ask("GET", "/acme/nothing").json["type"] == URN + "malformed"
