@@ -104,7 +104,7 @@ class HTTP01:
     async def _get_from(self, address: Address, hop: _Hop) -> bytes | str:
         literal = f"[{address}]" if address.version == 6 else str(address)
         url = URL(f"{hop.scheme}://{literal}:{hop.port}{hop.target}", encoded=True)
-        connector = aiohttp.TCPConnector(ssl=self._tls, force_close=True, ssl_shutdown_timeout=0)
+        connector = aiohttp.TCPConnector(ssl=self._tls, force_close=True)
         session = aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -135,9 +135,13 @@ class HTTP01:
             raise _bad_redirect(f"to what is no URL of at most {_MAX_URL} characters")
         base = f"{hop.scheme}://{hop.host_header}:{hop.port}{hop.target}"
         try:
+            given = urlsplit(location)
             parts = urlsplit(urljoin(base, location))
         except ValueError as error:
             raise _bad_redirect("to what is no URL") from error
+        if given.scheme and not given.netloc:
+            # urljoin would take "http:path" for a relative reference, as old browsers did.
+            raise _bad_redirect("to a URL without a host")
         if parts.scheme not in self._ports:
             raise _bad_redirect("to another scheme than http and https")
         authority = _AUTHORITY.fullmatch(parts.netloc)

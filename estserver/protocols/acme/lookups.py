@@ -6,6 +6,7 @@ the account's word or a stranger's: it never stands in a refusal.
 
 import asyncio
 import ipaddress
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,6 +28,9 @@ from estserver.protocols.acme.challenge import ChallengeFailed
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _DNS_PORT = 53
+_SERVER = re.compile(
+    r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<v4>[0-9.]+))(?::(?P<port>[0-9]{1,5}))?|[0-9A-Fa-f:.]+"
+)
 _UDP_PAYLOAD = 1232
 """Octets of an answer over UDP: what passes every path unfragmented (DNS flag day 2020)."""
 
@@ -142,17 +146,14 @@ def _lower(tag: bytes) -> str:
 
 
 def _read_server(text: str) -> tuple[Address, int]:
-    host, port = text, ""
-    if text.startswith("["):
-        host, _, port = text[1:].partition("]")
-        port = port.removeprefix(":")
-    elif text.count(":") == 1:
-        host, _, port = text.partition(":")
+    match = _SERVER.fullmatch(text)
     try:
-        number = int(port) if port else _DNS_PORT
-        if not 1 <= number <= 65535:
-            raise ValueError(number)
-        return ipaddress.ip_address(host), number
+        if match is None:
+            raise ValueError(text)
+        port = int(match["port"] or _DNS_PORT)
+        if not 1 <= port <= 65535:
+            raise ValueError(port)
+        return ipaddress.ip_address(match["v6"] or match["v4"] or text), port
     except ValueError as error:
         raise ConfigurationError(
             f"acme.resolvers: {text!r} is not ADDRESS, ADDRESS:PORT or [ADDRESS]:PORT"

@@ -17,6 +17,8 @@ from estserver.protocols.acme.lookups import Address
 _PROTOCOL = "acme-tls/1"
 _ACME_IDENTIFIER = x509.ObjectIdentifier("1.3.6.1.5.5.7.1.31")
 _GOODBYE_SECONDS = 1.0
+_HANDSHAKE_FAILED = (ssl.SSLError, ConnectionResetError, ConnectionAbortedError)
+"""Who has been connected to and hangs up in the middle did not like the handshake."""
 
 
 class TLSALPN01:
@@ -27,7 +29,7 @@ class TLSALPN01:
         self._port = port
         self._seconds = seconds
         self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        # RFC 8737 §3: the certificate is self-signed by design; `_check` is its verification.
+        # RFC 8737 §3: the certificate is self-signed by design; `check_certificate` verifies it.
         self._tls.check_hostname = False
         self._tls.verify_mode = ssl.CERT_NONE
         self._tls.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -39,7 +41,7 @@ class TLSALPN01:
         Problems: dns; connection; tls where no handshake comes about or `acme-tls/1` is not
         chosen; incorrectResponse where the certificate is another than RFC 8737 §3 wants.
         """
-        _check(await self._certificate(challenge), challenge)
+        check_certificate(await self._certificate(challenge), challenge)
 
     async def _certificate(self, challenge: Challenge) -> bytes:
         *earlier, last = await self._dialler.targets(challenge.identifier, self._port)
@@ -48,13 +50,13 @@ class TLSALPN01:
             try:
                 async with asyncio.timeout(self._seconds / 2):
                     return await self._shake_hands(address, name)
-            except ssl.SSLError as error:
+            except _HANDSHAKE_FAILED as error:
                 raise _tls_failed() from error
             except OSError:  # with it TimeoutError: the IPv4 address is the one fallback
                 continue
         try:
             return await self._shake_hands(last, name)
-        except ssl.SSLError as error:
+        except _HANDSHAKE_FAILED as error:
             raise _tls_failed() from error
         except TimeoutError:
             raise
@@ -92,7 +94,7 @@ def _server_name(challenge: Challenge) -> str:
     return challenge.identifier
 
 
-def _check(der: bytes, challenge: Challenge) -> None:
+def check_certificate(der: bytes, challenge: Challenge) -> None:
     """Raise ChallengeFailed incorrectResponse unless this is the certificate of RFC 8737 §3."""
     try:
         certificate = x509.load_der_x509_certificate(der)

@@ -3,11 +3,13 @@
 import asyncio
 import contextlib
 import ssl
+from base64 import urlsafe_b64encode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from hashlib import sha256
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import dns.flags
 import dns.message
@@ -26,6 +28,7 @@ from tests.live import MovableClock, free_ports
 TOKEN = "evaGxfADs6pSRb2LAv9IZf17Dt3juxGJ-PCt92wr-oA"
 THUMBPRINT = "9jg46WB3rR_AHD-EBXdN7cBkH1WOu0tA3M9fm21mqTI"
 KEY_AUTHORIZATION = f"{TOKEN}.{THUMBPRINT}"
+DIGEST = urlsafe_b64encode(sha256(KEY_AUTHORIZATION.encode()).digest()).rstrip(b"=").decode()
 ACCOUNT = "https://ca.test/acme/account/one"
 PATH = f"/.well-known/acme-challenge/{TOKEN}"
 HOST = "127.0.0.21"
@@ -72,6 +75,7 @@ class Host:
     requests: list[str] = field(default_factory=list)
     tls: list[ssl.SSLObject] = field(default_factory=list)
     after_handshake: list[bytes] = field(default_factory=list)
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 @dataclass
@@ -85,8 +89,8 @@ class NameServer(asyncio.DatagramProtocol):
     transport: asyncio.DatagramTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.DatagramTransport)
-        self.transport = transport
+        # asyncio's own datagram transport does not inherit from the class that documents it.
+        self.transport = cast(asyncio.DatagramTransport, transport)
 
     def datagram_received(self, data: bytes, addr: Any) -> None:
         answer = self.answer(dns.message.from_wire(data))
@@ -214,11 +218,14 @@ class Neighbourhood:
                 with contextlib.suppress(OSError):
                     host.after_handshake.append(await reader.read())
             writer.close()
+            host.ended.set()
 
         await self._listen(serve, address, self.tls_port, context)
         return host
 
-    async def stubborn(self, address: str, opening: bytes = b"") -> Host:
+    async def stubborn(
+        self, address: str, opening: bytes = b"", *, port: int | None = None
+    ) -> Host:
         """Take connections, begin to answer and never say another word."""
         host = Host()
 
@@ -230,8 +237,19 @@ class Neighbourhood:
                     pass
             writer.close()
 
-        await self._listen(serve, address, self.http_port, None)
+        await self._listen(serve, address, port or self.http_port, None)
         return host
+
+    async def first_octets(self, port: int) -> asyncio.Future[bytes]:
+        """Listen once at the usual address and return what comes first, then hang up."""
+        came: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            came.set_result(await reader.read(4096))
+            writer.close()
+
+        await self._listen(serve, HOST, port, None)
+        return came
 
     async def _listen(
         self,
