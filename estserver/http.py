@@ -164,7 +164,9 @@ def observer(
             raise
         except Refused as error:
             event["outcome"] = error.code
-            applicant = _identified(event, error)
+            # A GET changes nothing, not even the audit trail: mail scanners open every link.
+            safe = request.method in ("GET", "HEAD")
+            applicant = None if safe else _identified(event, error)
             if record is not None and applicant is not None:
                 await record(applicant, error, origin(request))
             response = await render(request, error)

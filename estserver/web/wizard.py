@@ -82,7 +82,7 @@ class WebProtocol:
         http.note(request, operation="pin")
         invitation = await self._open(request)
         await self._services.run(require_redeemable, self._services, invitation)
-        confirmed = self._sessions.find(request, invitation.number) is not None
+        confirmed = self._session(request, invitation) is not None
         return self._steps.ask_pin(request, invitation, confirmed=confirmed)
 
     async def _confirm(self, request: web.Request) -> web.Response:
@@ -99,9 +99,14 @@ class WebProtocol:
                 source=http.source(request),
             )
         except (BadCredentials, TooManyAttempts) as error:
-            http.note(request, outcome=error.code)
+            applicant = f"invitation {invitation.number}"
+            http.note(request, outcome=error.code, applicant=applicant)
+            if type(error) is BadCredentials and error.reason == "wrong":
+                # Of these there are a hundred at most: then the PIN is dead.
+                await self._services.record_refusal(applicant, error, http.origin(request))
             present = await self._services.run(self._services.invitations.get, invitation.number)
             return self._steps.ask_pin(request, present, error=error)
+        http.note(request, applicant=f"invitation {invitation.number}")
         response = self._site.see(request[HOME])
         self._sessions.keep(response, self._sessions.begin(invitation))
         return response
@@ -111,7 +116,7 @@ class WebProtocol:
     async def _show(self, request: web.Request) -> web.Response:
         http.note(request, operation="step")
         invitation = await self._open(request)
-        session = self._sessions.find(request, invitation.number)
+        session = self._session(request, invitation)
         if session is None:
             await self._services.run(require_redeemable, self._services, invitation)
             return self._steps.ask_pin(request, invitation)
@@ -274,13 +279,19 @@ class WebProtocol:
         invitation = await self._services.run(self._services.invitations.by_token, token)
         request[REGISTRATION_LANGUAGE] = invitation.language
         request[HOME] = f"/e/{token}"
-        http.note(request, applicant=f"invitation {invitation.number}", profile=invitation.profile)
+        http.note(request, profile=invitation.profile)
         return invitation
+
+    def _session(self, request: web.Request, invitation: Invitation) -> WebSession | None:
+        """Find the session; whoever has one is the applicant, the link alone proves nothing."""
+        session = self._sessions.find(request, invitation.number)
+        if session is not None:
+            http.note(request, applicant=f"invitation {invitation.number}")
+        return session
 
     async def _signed_in(self, request: web.Request) -> WebSession:
         """Return the session. Raises SessionEnded."""
-        invitation = await self._open(request)
-        session = self._sessions.find(request, invitation.number)
+        session = self._session(request, await self._open(request))
         if session is None:
             raise SessionEnded("the session has ended: enter the PIN again")
         return session

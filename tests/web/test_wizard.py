@@ -5,6 +5,7 @@ from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
+import sqlalchemy as sa
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding, pkcs12
@@ -19,6 +20,7 @@ from estserver.model import (
     RevocationReason,
     Secret,
 )
+from estserver.store.tables import audit_events
 from tests.live import ORIGIN, Live, make_csr, new_key
 from tests.web.visitor import Page, Visitor
 
@@ -714,3 +716,32 @@ def test_landing_and_help_are_there_in_both_languages(shared: Live) -> None:
     for path in ("/", "/help", "/trust"):
         assert Visitor(shared).get(f"{path}?lang=ja").headers["Content-Language"] == "ja"
         assert Visitor(shared).get(f"{path}?lang=en").status == 200
+
+
+# -- the audit trail -------------------------------------------------------------------------------
+
+
+def refusals(live: Live, handover: Handover) -> list[str]:
+    wanted = f"invitation {handover.invitation.number}"
+    rows = live.core.store.read(
+        lambda tx: tx.connection.execute(
+            sa.select(audit_events.c.detail).where(
+                audit_events.c.event == "enrollment.refused", audit_events.c.object == wanted
+            )
+        ).all()
+    )
+    return [row.detail for row in rows]
+
+
+def test_wrong_pins_are_audited_and_typing_mistakes_and_looking_are_not(shared: Live) -> None:
+    handover = shared.invite("person")
+    visitor = Visitor(shared)
+    visitor.enter(link(handover), TYPO)
+    visitor.post(f"{link(handover)}/issue", {"csrf": "x"})
+    assert refusals(shared, handover) == []
+    visitor.enter(link(handover), wrong_pin(handover, shared))
+    assert len(refusals(shared, handover)) == 1
+    shared.core.invitations.cancel(handover.invitation.number, by="test", origin=ORIGIN)
+    for _ in range(3):
+        assert visitor.get(link(handover)).status == 410
+    assert len(refusals(shared, handover)) == 1
