@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from estserver.ca.ceremony import fingerprint
+from estserver.cli_acme import acme_row, print_acme
 from estserver.config import Settings
 from estserver.errors import ConfigurationError
 from estserver.invitations import Handover
@@ -240,6 +241,8 @@ def handover_row(core: Core, handover: Handover) -> dict[str, object]:
             "username": invitation.number,
             "password": access,
         }
+    if (acme := acme_row(core, invitation)) is not None:
+        row["acme"] = acme
     return row
 
 
@@ -267,8 +270,6 @@ def print_handover(core: Core, handover: Handover) -> None:
         click.echo(f"  URL        {url}")
         click.echo(f"  PIN        {access}")
         click.echo("  Hand over the PIN yourself: whoever has only one of the two gets nothing.")
-    if invitation.doors == {Door.ACME}:
-        hint("Its only door is ACME, which this release does not serve yet.")
     if Door.EST in invitation.doors:
         click.echo("\nOver EST")
         click.echo(f"  URL        {_est_url(core.settings, invitation)}")
@@ -277,6 +278,7 @@ def print_handover(core: Core, handover: Handover) -> None:
         click.echo("\n  Make a key and a CSR, enroll, unpack the certificate:\n")
         for command in _est_commands(core.settings, invitation, access):
             click.echo(f"    {command}")
+    print_acme(core, invitation, root_file(core.settings))
 
 
 def _est_commands(settings: Settings, invitation: Invitation, access: str) -> list[str]:

@@ -5,12 +5,13 @@ import base64
 from estserver.keyring import Keyring
 from estserver.model import Invitation, Secret
 
-KEY_BYTES = 66
-"""At least the output of SHA-512 (RFC 7518 §3.2), and no padding in base64."""
+KEY_BYTES = 96
+"""At least the output of SHA-512 (RFC 7518 §3.2); a multiple of 3, so that base64 needs no padding,
+and of 16, because dehydrated pads any other key with blanks that openssl refuses."""
 
 
 def acme_binding(keyring: Keyring, invitation: Invitation) -> tuple[str, Secret]:
-    """Return `kid` and MAC key (base64url, 88 characters) of an invitation.
+    """Return `kid` and MAC key (base64url, 128 characters) of an invitation.
 
     The key is derived, so nothing of it is stored, and not from the PIN, which could then be
     guessed offline from one signed binding. A new PIN makes a new key.

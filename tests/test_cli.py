@@ -184,7 +184,11 @@ def test_an_invitation_as_json_has_a_member_for_each_open_door(shell: Shell) -> 
     assert re.fullmatch(r"https://localhost:\d+/e/[A-Za-z0-9_-]{22}", person["web"]["url"])
     assert re.fullmatch(r"[0-9A-Z]{3}-[0-9A-Z]{3}-[0-9A-Z]{3}", person["web"]["pin"])
     device = _device(shell)
-    assert device.keys() == {"number", "expires", "profile", "est"}
+    assert device.keys() == {"number", "expires", "profile", "est", "acme"}
+    assert device["acme"].keys() == {"directory", "kid", "hmac_key"}
+    assert re.fullmatch(r"https://localhost:\d+/acme/directory", device["acme"]["directory"])
+    assert device["acme"]["kid"] == device["number"]
+    assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{127}", device["acme"]["hmac_key"])
     assert device["est"].keys() == {"url", "username", "password"}
     assert device["est"]["url"].endswith("/.well-known/est/device")
     assert device["est"]["username"] == device["number"]

@@ -324,7 +324,7 @@ def test_the_mac_key_suits_every_client(shared: Live) -> None:
         text = key.reveal()
         assert kid.isdigit()
         assert text[0].isalnum()
-        assert len(text) == 88
+        assert len(text) == 128
         assert "=" not in text
         keys.add(text)
     assert len(keys) == 300
