@@ -108,7 +108,11 @@ async def test_one_special_address_among_good_ones_shuts_the_name(around: Neighb
     around.dns.records[(NAME, "A")] = [HOST]
     around.name(NAME, "fe80::1")
     assert await around.problem(challenge()) == "connection"
-    assert caught([good, hidden]) == 0
+    around.dns.records.clear()
+    around.name(NAME, "::1", "127.0.0.22")
+    v6 = await around.web(ok(), "::1")
+    assert await around.problem(challenge()) == "connection"
+    assert caught([good, hidden, v6]) == 0
 
 
 @pytest.mark.row("ACME-132", "INC-13")

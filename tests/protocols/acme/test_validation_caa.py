@@ -6,6 +6,7 @@ import dns.rcode
 import pytest
 
 from estserver.protocols.acme.caa import read_issue_value
+from estserver.protocols.acme.challenge import ChallengeFailed
 from tests.protocols.acme.neighbourhood import (
     ACCOUNT,
     DIGEST,
@@ -112,8 +113,10 @@ async def test_records_that_cannot_be_read_forbid(
     around: Neighbourhood, where: str, answer: Records
 ) -> None:
     around.dns.records[(where, "CAA")] = answer
-    settings = {"caa": True, "caa_identities": (CA,)}
-    assert await around.problem(challenge(), seconds=0.6, **settings) == "caa"
+    validator = around.validator(seconds=1, caa=True, caa_identities=(CA,))
+    with pytest.raises(ChallengeFailed) as refusal:
+        await validator.check_caa(challenge())
+    assert refusal.value.problem == "caa"
 
 
 @pytest.mark.row("ACME-183")
