@@ -172,7 +172,7 @@ class Site:
             static=f"/static/{self._version}",
             web_url=self.services.settings.listeners.web.url,
             devices_url=self.services.settings.listeners.devices.url,
-            **{"error": None, "refresh": None, "needs_pin": False, **context},
+            **{"error": None, "refresh": None, "needs_pin": False, "renewal": False, **context},
         )
         response = web.Response(text=html, content_type="text/html", status=status)
         response.headers.update(HEADERS)

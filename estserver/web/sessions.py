@@ -79,6 +79,9 @@ class Sessions:
         except BadInput:
             # An old cookie after the master secret changed is no crime: the PIN opens a new one.
             return None
+        if facts.keys() != set(WebSession.__slots__):
+            # Sealed by another version of this program.
+            return None
         session = WebSession(**facts)
         now = self._now()
         fresh = now - session.seen <= self.idle.total_seconds()
