@@ -1,0 +1,569 @@
+"""Orders: what may be ordered, what it becomes, and one certificate whatever happens."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from itertools import product
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from estserver import failpoints
+from estserver.model import CertificateState, EnrollmentState
+from estserver.protocols.acme import states
+from estserver.protocols.acme.states import (
+    AuthorizationStatus,
+    ChallengeStatus,
+    OrderFacts,
+    OrderStatus,
+    authorization_status,
+    order_status,
+)
+from tests.live import ORIGIN, Live, MovableClock, make_csr, new_key
+from tests.protocols.acme.wire import (
+    Client,
+    b64,
+    csr_for,
+    eab,
+    registered,
+)
+from tests.protocols.est_wire import audit_rows
+
+_NAMES = ("a.example.org", "b.example.org")
+
+
+@pytest.fixture(scope="module")
+def client(shared: Live) -> Client:
+    return registered(
+        shared, *_NAMES, "*.w.example.org", "ip:192.0.2.1", "ip:2001:db8::1", units=999
+    )
+
+
+# -- states ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.row("ACME-111", "ACME-112", "ACME-113", "ACME-125")
+def test_derived_states_only_ever_move_as_the_tables_say() -> None:
+    now = MovableClock().now()
+    later, past = now + timedelta(hours=1), now - timedelta(hours=1)
+    statuses = list(product(ChallengeStatus, repeat=2))
+    for before, after in product(statuses, statuses):
+        legal = all(
+            b == a or a in states.CHALLENGE_MOVES[b] for b, a in zip(before, after, strict=True)
+        )
+        if not legal:
+            continue
+        for was_given_up, given_up, was_over, over in product((False, True), repeat=4):
+            if was_given_up > given_up or was_over > over:
+                continue
+            first = authorization_status(
+                before, deactivated=was_given_up, expires=past if was_over else later, now=now
+            )
+            second = authorization_status(
+                after, deactivated=given_up, expires=past if over else later, now=now
+            )
+            if first in {AuthorizationStatus.PENDING, AuthorizationStatus.VALID}:
+                reachable = states.AUTHORIZATION_MOVES[first]
+                beyond = {end for one in reachable for end in states.AUTHORIZATION_MOVES[one]}
+                assert second == first or second in reachable | beyond
+    for authorizations in product(AuthorizationStatus, repeat=2):
+        status = order_status(OrderFacts(authorizations, None, failed=False, expires=later), now)
+        if set(authorizations) == {AuthorizationStatus.VALID}:
+            assert status is OrderStatus.READY
+        elif set(authorizations) <= {AuthorizationStatus.VALID, AuthorizationStatus.PENDING}:
+            assert status is OrderStatus.PENDING
+        else:
+            assert status is OrderStatus.INVALID
+        for state in EnrollmentState:
+            decided = order_status(
+                OrderFacts(authorizations, state, failed=False, expires=past), now
+            )
+            assert decided in {OrderStatus.PROCESSING, OrderStatus.VALID, OrderStatus.INVALID}
+    valid = (AuthorizationStatus.VALID,)
+    assert order_status(OrderFacts(valid, None, failed=True, expires=later), now) == "invalid"
+    assert order_status(OrderFacts(valid, None, failed=False, expires=now), now) == "invalid"
+
+
+# -- newOrder -------------------------------------------------------------------------------------
+
+
+@pytest.mark.row("ACME-100", "ACME-109", "ACME-110", "ACME-116", "ACME-181", "ACME-111")
+def test_an_order_of_the_invitations_names_is_born_ready(shared: Live, client: Client) -> None:
+    reply = client.order(*_NAMES)
+    assert reply.status == 201
+    order = reply.json
+    assert order["status"] == "ready"
+    assert order["expires"].endswith("Z")
+    assert order["identifiers"] == [{"type": "dns", "value": name} for name in _NAMES]
+    assert order["finalize"].startswith(reply.header("Location"))
+    assert order["profile"] == "server"
+    for url, name in zip(order["authorizations"], _NAMES, strict=True):
+        authorization = client.get(url).json
+        assert authorization["status"] == "valid"
+        assert authorization["identifier"] == {"type": "dns", "value": name}
+        assert authorization["expires"].endswith("Z")
+        assert "wildcard" not in authorization
+        (challenge,) = authorization["challenges"]
+        assert challenge["status"] == "valid"
+        assert challenge["validated"].endswith("Z")
+    for _ in range(3):
+        assert client.get(reply.header("Location")).json == order
+    row = next(row for row in reversed(audit_rows(shared)) if row.event == "order.created")
+    assert row.detail["rule"].startswith("invitation ")
+
+
+@pytest.mark.row("ACME-101")
+@pytest.mark.parametrize(
+    "payload",
+    [
+        {},
+        {"identifiers": []},
+        {"identifiers": {}},
+        {"identifiers": "a.example.org"},
+        {"identifiers": ["a.example.org"]},
+        {"identifiers": [{"type": "dns"}]},
+        {"identifiers": [{"value": "a.example.org"}]},
+        {"identifiers": [{"type": "dns", "value": 7}]},
+        {"identifiers": [{"type": 7, "value": "a.example.org"}]},
+        {"identifiers": [{"type": "dns", "value": ""}]},
+        {"identifiers": [{"type": "dns", "value": f"n{i}.example.org"} for i in range(101)]},
+    ],
+)
+def test_an_order_needs_identifiers(client: Client, payload: dict[str, Any]) -> None:
+    client.post("new-order", payload).refused(400, "malformed")
+
+
+@pytest.mark.row("ACME-102", "ACME-103", "ACME-165")
+@pytest.mark.parametrize(
+    ("kind", "value", "problem"),
+    [
+        ("foo", "a.example.org", "unsupportedIdentifier"),
+        ("email", "a@example.org", "unsupportedIdentifier"),
+        *(
+            ("dns", value, "malformed")
+            for value in (
+                *("_x.example.org", "a..b", f"{'l' * 64}.example.org", "-a.example.org"),
+                *("a.example.org.", "a b.example.org", "*.*.a.example.org", "a.*.example.org"),
+                *("xn--.example.org", "xn--zzzzzzz999.example.org", "bücher.example.org"),
+                *("192.0.2.1", f"{'a.' * 127}org", "*", "a\x00.example.org", "0x7f000001", "a:80"),
+            )
+        ),
+        *(
+            ("ip", value, "malformed")
+            for value in (
+                *("2001:DB8:0::1", "010.0.0.1", "1.2.3", "[::1]", "10.0.0.0/8", "fe80::1%eth0"),
+                *("::ffff:1.2.3.4", "2001:db8:0:0:0:0:0:1", "a.example.org", "0x7f.1"),
+            )
+        ),
+    ],
+)
+def test_what_is_no_identifier_is_refused(
+    client: Client, kind: str, value: str, problem: str
+) -> None:
+    payload = {"identifiers": [{"type": kind, "value": value}]}
+    client.post("new-order", payload).refused(400, problem)
+
+
+@pytest.mark.row("ACME-052", "ACME-108")
+def test_each_bad_name_has_a_subproblem_and_nothing_is_made(client: Client) -> None:
+    before = client.get(f"{client.kid}/orders").json
+    reply = client.order("a.example.org", "x.example.org", "y.example.org")
+    problem = reply.refused(400, "rejectedIdentifier")
+    assert "identifier" not in problem
+    shown = [one["identifier"]["value"] for one in problem["subproblems"]]
+    assert shown == ["x.example.org", "y.example.org"]
+    mixed = client.post(
+        "new-order",
+        {"identifiers": [{"type": "dns", "value": "_"}, {"type": "foo", "value": "x"}]},
+    ).refused(400, "compound")
+    assert [one["type"].rpartition(":")[2] for one in mixed["subproblems"]] == [
+        "malformed",
+        "unsupportedIdentifier",
+    ]
+    assert client.get(f"{client.kid}/orders").json == before
+
+
+@pytest.mark.row("ACME-104", "ACME-106")
+def test_names_are_lower_case_and_stand_once(client: Client) -> None:
+    order = client.order("A.Example.ORG", "a.example.org").json
+    assert order["identifiers"] == [{"type": "dns", "value": "a.example.org"}]
+    assert len(order["authorizations"]) == 1
+    done = client.finalize(order, csr_for("A.EXAMPLE.org")).json
+    chain = client.get(done["certificate"]).answer.body
+    names = x509.load_pem_x509_certificates(chain)[0].extensions
+    san = names.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert san.get_values_for_type(x509.DNSName) == ["a.example.org"]
+
+
+@pytest.mark.row("ACME-105", "ACME-106")
+def test_a_wildcard_is_authorized_by_its_base(client: Client) -> None:
+    order = client.order("*.w.example.org", "x.w.example.org").json
+    assert order["status"] == "ready"
+    wildcard, host = (client.get(url).json for url in order["authorizations"])
+    assert wildcard["identifier"]["value"] == "w.example.org"
+    assert wildcard["wildcard"] is True
+    assert {one["type"] for one in wildcard["challenges"]} == {"dns-01"}
+    assert "wildcard" not in host
+    # The wildcard covers one label; neither its own base nor what is deeper.
+    for name in ("w.example.org", "a.x.w.example.org", "*.x.w.example.org", "*.example.org"):
+        client.order(name).refused(400, "rejectedIdentifier")
+
+
+@pytest.mark.row("ACME-164", "ACME-166", "ACME-168")
+def test_addresses_are_ordered_and_certified(client: Client) -> None:
+    names = ("ip:192.0.2.1", "ip:2001:db8::1")
+    order = client.order(*names).json
+    for url in order["authorizations"]:
+        assert {c["type"] for c in client.get(url).json["challenges"]} == {"http-01"}
+    as_dns = make_csr(new_key(), names=(x509.DNSName("192.0.2.1"), x509.DNSName("2001:db8::1")))
+    client.finalize(order, as_dns).refused(400, "badCSR")
+    assert client.finalize(order, csr_for(*names)).json["status"] == "valid"
+
+
+@pytest.mark.row("ACME-107")
+@pytest.mark.parametrize("value", ["tomorrow", "2027-01-01", 7, "2027-01-01T00:00:00Z"])
+def test_the_profile_alone_sets_the_validity(client: Client, value: object) -> None:
+    payload = {"identifiers": [{"type": "dns", "value": _NAMES[0]}], "notAfter": value}
+    client.post("new-order", payload).refused(400, "malformed")
+
+
+@pytest.mark.row("ACME-181", "ACME-182")
+def test_only_the_profile_of_the_invitation_is_to_be_had(client: Client) -> None:
+    assert client.order(_NAMES[0], profile="server").json["profile"] == "server"
+    for other in ("device", "person", "nothing", "", "_tls"):
+        client.order(_NAMES[0], profile=other).refused(400, "invalidProfile")
+    client.order(_NAMES[0], profile=7).refused(400, "malformed")
+
+
+@pytest.mark.row("ACME-114", "ACME-075")
+def test_fifty_orders_at_once_are_all_listed_page_by_page(shared: Live) -> None:
+    client = registered(shared, *_NAMES, units=99)
+    with ThreadPoolExecutor(16) as pool:
+        replies = list(pool.map(lambda _: client.order(_NAMES[0]), range(55)))
+    assert {reply.status for reply in replies} == {201}
+    made = {reply.header("Location") for reply in replies}
+    assert len(made) == 55
+    gone = client.get(replies[0].json["authorizations"][0])
+    client.post(replies[0].json["authorizations"][0], {"status": "deactivated"})
+    assert gone.status == 200
+    listed: list[str] = []
+    url: str | None = f"{client.kid}/orders"
+    pages = 0
+    while url is not None:
+        reply = client.get(url)
+        assert reply.status == 200
+        listed += reply.json["orders"]
+        url = next(iter(reply.links("next")), None)
+        pages += 1
+    assert pages == 2
+    assert sorted(listed) == sorted(made - {replies[0].header("Location")})
+
+
+# -- authorizations -------------------------------------------------------------------------------
+
+
+@pytest.mark.row("ACME-115")
+def test_a_name_can_be_authorized_before_any_order(client: Client) -> None:
+    reply = client.post("new-authz", {"identifier": {"type": "dns", "value": _NAMES[0]}})
+    assert reply.status == 201
+    assert client.get(reply.header("Location")).json == reply.json
+    for value, status, kind in (
+        ("*.w.example.org", 400, "malformed"),
+        ("x.example.org", 403, "rejectedIdentifier"),
+        ("_", 400, "malformed"),
+    ):
+        payload = {"identifier": {"type": "dns", "value": value}}
+        client.post("new-authz", payload).refused(status, kind)
+    client.post("new-authz", {}).refused(400, "malformed")
+
+
+@pytest.mark.row("ACME-112", "ACME-126")
+def test_an_authorization_that_was_given_up_ends_its_order(shared: Live, client: Client) -> None:
+    reply = client.order(_NAMES[0])
+    url = reply.json["authorizations"][0]
+    stranger = registered(shared, "s.example.org")
+    stranger.post(url, {"status": "deactivated"}).refused(403, "unauthorized")
+    client.post(url, {"status": "valid"}).refused(400, "malformed")
+    gone = client.post(url, {"status": "deactivated"})
+    assert (gone.status, gone.json["status"]) == (200, "deactivated")
+    client.post(url, {"status": "deactivated"}).refused(400, "malformed")
+    assert client.get(reply.header("Location")).json["status"] == "invalid"
+    client.finalize(reply.json, csr_for(_NAMES[0])).refused(403, "orderNotReady")
+    assert client.order(_NAMES[0]).json["authorizations"] != reply.json["authorizations"]
+
+
+@pytest.mark.row("ACME-112")
+def test_an_order_past_its_expiry_is_invalid(live: Live) -> None:
+    client = registered(live, *_NAMES)
+    reply = client.order(_NAMES[0])
+    live.clock.advance(timedelta(days=8))
+    assert client.get(reply.header("Location")).json["status"] == "invalid"
+    assert client.get(reply.json["authorizations"][0]).json["status"] == "expired"
+    client.finalize(reply.json, csr_for(_NAMES[0])).refused(403, "orderNotReady")
+
+
+# -- finalize -------------------------------------------------------------------------------------
+
+
+@pytest.mark.row("ACME-138", "ACME-146")
+def test_a_finished_order_is_not_ready_again(client: Client) -> None:
+    order = client.order(_NAMES[0]).json
+    done = client.finalize(order, csr_for(_NAMES[0]))
+    assert (done.status, done.json["status"]) == (200, "valid")
+    assert done.header("Location") == order["finalize"].removesuffix("/finalize")
+    client.finalize(order, csr_for(_NAMES[0])).refused(403, "orderNotReady")
+    assert client.get(done.header("Location")).json == done.json
+
+
+def _subject(*pairs: tuple[x509.ObjectIdentifier, str]) -> x509.Name:
+    return x509.Name([x509.NameAttribute(oid, value) for oid, value in pairs])
+
+
+_DNS = tuple(x509.DNSName(name) for name in _NAMES)
+_A_KEY = new_key()
+_RSA_1024 = rsa.generate_private_key(65537, 1024)
+
+
+def _sha1() -> bytes:
+    builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
+    builder = builder.add_extension(x509.SubjectAlternativeName(_DNS), critical=False)
+    der = builder.sign(_A_KEY, hashes.SHA256()).public_bytes(Encoding.DER)
+    # ecdsa-with-SHA256 becomes ecdsa-with-SHA1 in a form that is as long.
+    return der.replace(bytes.fromhex("06082a8648ce3d040302"), bytes.fromhex("06082a8648ce3d040301"))
+
+
+def _flipped(der: bytes) -> bytes:
+    return der[:-1] + bytes([der[-1] ^ 1])
+
+
+BAD_CSRS: dict[str, Callable[[], bytes]] = {
+    "a name less": lambda: csr_for(_NAMES[0]),
+    "a name more": lambda: csr_for(*_NAMES, "c.example.org"),
+    "another name": lambda: csr_for(_NAMES[0], "c.example.org"),
+    "another CN": lambda: csr_for(*_NAMES, subject="c.example.org"),
+    "no names": lambda: make_csr(_A_KEY),
+    "a mailbox": lambda: make_csr(_A_KEY, names=(*_DNS, x509.RFC822Name("a@example.org"))),
+    "a URI": lambda: make_csr(
+        _A_KEY, names=(*_DNS, x509.UniformResourceIdentifier("https://a.example.org/"))
+    ),
+    "an address": lambda: csr_for(*_NAMES, "ip:192.0.2.1"),
+    "a directory name": lambda: make_csr(
+        _A_KEY, names=(*_DNS, x509.DirectoryName(_subject((NameOID.COMMON_NAME, "a"))))
+    ),
+    "a registered id": lambda: make_csr(
+        _A_KEY, names=(*_DNS, x509.RegisteredID(x509.ObjectIdentifier("1.2.3")))
+    ),
+    "another name form": lambda: make_csr(
+        _A_KEY,
+        names=(
+            *_DNS,
+            x509.OtherName(x509.ObjectIdentifier("1.3.6.1.4.1.311.20.2.3"), b"\x0c\x01a"),
+        ),
+    ),
+    "a wildcard": lambda: csr_for(*_NAMES, "*.w.example.org"),
+    "RSA 1024": lambda: csr_for(*_NAMES, key=_RSA_1024),
+    "P-192": lambda: csr_for(*_NAMES, key=ec.generate_private_key(ec.SECP256K1())),
+    "SHA-1": _sha1,
+    "a broken signature": lambda: _flipped(csr_for(*_NAMES)),
+    "trailing bytes": lambda: csr_for(*_NAMES) + b"\0",
+    "nonsense": lambda: b"\x30\x03\x02\x01\x00",
+}
+
+
+@pytest.mark.row("ACME-139", "ACME-141", "ACME-144")
+def test_a_csr_that_is_not_of_the_order_leaves_it_ready(client: Client) -> None:
+    reply = client.order(*_NAMES)
+    for name, make in BAD_CSRS.items():
+        problem = client.finalize(reply.json, make()).refused(400, "badCSR")
+        assert problem["detail"], name
+    assert client.get(reply.header("Location")).json["status"] == "ready"
+    assert client.finalize(reply.json, csr_for(*_NAMES)).json["status"] == "valid"
+
+
+@pytest.mark.row("ACME-144", "ACME-145")
+def test_what_is_no_base64url_of_der_is_malformed(client: Client) -> None:
+    order = client.order(_NAMES[0]).json
+    der = csr_for(_NAMES[0])
+    pem = x509.load_der_x509_csr(der).public_bytes(Encoding.PEM)
+    for value in (pem.decode(), b64(pem), b64(der) + "=", 7, None, "", "!"):
+        client.post(order["finalize"], {"csr": value}).refused(400, "malformed")
+    client.post(order["finalize"], {}).refused(400, "malformed")
+    big = make_csr(
+        _A_KEY, names=_DNS, attributes=((x509.ObjectIdentifier("1.2.3"), b"x" * 20_000),)
+    )
+    client.finalize(order, big).refused(400, "badCSR")
+    assert client.finalize(order, der).json["status"] == "valid"
+
+
+@pytest.mark.row("ACME-140")
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: csr_for(*_NAMES),
+        lambda: csr_for(*reversed(_NAMES)),
+        lambda: csr_for(*_NAMES, subject=_NAMES[1]),
+        lambda: csr_for(*(name.upper() for name in _NAMES), subject="A.Example.org"),
+        lambda: csr_for(_NAMES[1], subject=_NAMES[0]),
+    ],
+)
+def test_names_may_stand_in_the_cn_or_the_san_in_any_order(
+    client: Client, make: Callable[[], bytes]
+) -> None:
+    done = client.finalize(client.order(*_NAMES).json, make())
+    assert done.status == 200, done.answer.body
+    leaf = x509.load_pem_x509_certificates(client.get(done.json["certificate"]).answer.body)[0]
+    san = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert sorted(san.get_values_for_type(x509.DNSName)) == sorted(_NAMES)
+
+
+@pytest.mark.row("ACME-140")
+def test_one_name_may_stand_in_the_cn_alone(client: Client) -> None:
+    done = client.finalize(client.order(_NAMES[0]).json, make_csr(_A_KEY, subject=_NAMES[0]))
+    leaf = x509.load_pem_x509_certificates(client.get(done.json["certificate"]).answer.body)[0]
+    san = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert san.get_values_for_type(x509.DNSName) == [_NAMES[0]]
+
+
+@pytest.mark.row("ACME-142")
+def test_nothing_but_the_key_of_a_csr_reaches_the_certificate(client: Client) -> None:
+    subject = _subject(
+        (NameOID.ORGANIZATION_NAME, "Evil"),
+        (NameOID.ORGANIZATIONAL_UNIT_NAME, "Evil"),
+        (NameOID.COMMON_NAME, _NAMES[0]),
+    )
+    builder = x509.CertificateSigningRequestBuilder().subject_name(subject)
+    for value, critical in (
+        (x509.SubjectAlternativeName([x509.DNSName(_NAMES[0])]), False),
+        (x509.BasicConstraints(ca=True, path_length=9), True),
+        (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE]), True),
+        (x509.TLSFeature([x509.TLSFeatureType.status_request]), False),
+        (x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\x05\x00"), True),
+    ):
+        builder = builder.add_extension(value, critical=critical)
+    der = builder.sign(new_key(), hashes.SHA256()).public_bytes(Encoding.DER)
+    done = client.finalize(client.order(_NAMES[0]).json, der)
+    leaf = x509.load_pem_x509_certificates(client.get(done.json["certificate"]).answer.body)[0]
+    assert leaf.subject.rfc4514_string() == f"CN={_NAMES[0]}"
+    plain = client.issue(_NAMES[0]).leaf
+    assert {one.oid for one in leaf.extensions} == {one.oid for one in plain.extensions}
+    assert not leaf.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+
+
+@pytest.mark.row("ACME-143")
+def test_the_key_of_an_account_is_never_certified(shared: Live, client: Client) -> None:
+    other = registered(shared, "o.example.org")
+    order = client.order(_NAMES[0]).json
+    for key in (client.key, other.key):
+        client.finalize(order, csr_for(_NAMES[0], key=key)).refused(400, "badCSR")
+    assert client.finalize(order, csr_for(_NAMES[0])).status == 200
+
+
+# -- one certificate ------------------------------------------------------------------------------
+
+
+@pytest.mark.row("ACME-147")
+def test_twenty_keys_at_once_get_one_certificate(shared: Live) -> None:
+    client = registered(shared, *_NAMES, units=5)
+    reply = client.order(*_NAMES)
+    csrs = [csr_for(*_NAMES) for _ in range(20)]
+    with ThreadPoolExecutor(20) as pool:
+        replies = list(pool.map(lambda csr: client.finalize(reply.json, csr), csrs))
+    assert {one.status for one in replies} <= {200, 403}
+    assert any(one.status == 200 for one in replies)
+    assert client.get(reply.header("Location")).json["status"] == "valid"
+    number = shared.core.invitations.page(limit=1)[0].number
+    assert len(shared.core.ra.of_invitation(number)) == 1
+    assert shared.core.invitations.get(number).units_used == 1
+
+
+@pytest.mark.row("ACME-147", "ACME-148", "ACME-185")
+@pytest.mark.parametrize("name", ["parsed", "planned", "intent-committed", "signed", "stored"])
+def test_a_break_at_any_point_of_an_issuance_leaves_one_certificate(live: Live, name: str) -> None:
+    client = registered(live, *_NAMES)
+    reply = client.order(*_NAMES)
+    key = new_key()
+    failpoints.arm(f"{name}:1:raise")
+    try:
+        broken = client.finalize(reply.json, csr_for(*_NAMES, key=key))
+    finally:
+        failpoints.disarm()
+    assert broken.refused(500, "serverInternal")
+    live.restart()
+    order = client.get(reply.header("Location")).json
+    if order["status"] == "ready":
+        order = client.finalize(order, csr_for(*_NAMES, key=key)).json
+    assert order["status"] == "valid"
+    body = client.get(order["certificate"]).answer.body
+    assert x509.load_pem_x509_certificates(body)[0].public_key() == key.public_key()
+    number = live.core.invitations.page(limit=1)[0].number
+    issued = live.core.ra.of_invitation(number)
+    assert len([record for _, record in issued if record is not None]) == 1
+    assert live.core.invitations.get(number).units_used == 1
+
+
+@pytest.mark.row("ACME-185")
+def test_a_restart_between_any_two_steps_is_not_noticed(live: Live) -> None:
+    client = Client(live)
+    handover = live.invite("server", names=tuple(f"dns:{name}" for name in _NAMES))
+    binding = client.binding(*eab(live, handover))
+    live.restart()
+    assert client.register(externalAccountBinding=binding).status == 201
+    live.restart()
+    order = client.order(*_NAMES).json
+    live.restart()
+    done = client.finalize(order, csr_for(*_NAMES)).json
+    live.restart()
+    assert client.get(done["certificate"]).status == 200
+
+
+# -- units ----------------------------------------------------------------------------------------
+
+
+def test_the_same_names_again_take_no_unit_and_other_names_do(live: Live) -> None:
+    client = registered(live, *_NAMES)
+    for _ in range(3):
+        client.issue(*_NAMES)
+    client.order(_NAMES[0]).refused(403, "unauthorized")
+    live.clock.advance(timedelta(days=100))
+    # Just expired, and past the invitation's own expiry: still a renewal.
+    client.issue(*_NAMES)
+    live.clock.advance(timedelta(days=90 + 31))
+    client.order(*_NAMES).refused(403, "unauthorized")
+
+
+def test_a_revoked_certificate_is_not_renewed_for_nothing(live: Live) -> None:
+    client = registered(live, *_NAMES, units=2)
+    first = client.issue(*_NAMES)
+    assert client.post("revoke-cert", {"certificate": b64(first.der)}).status == 200
+    client.issue(*_NAMES)
+    number = live.core.invitations.page()[0].number
+    assert live.core.invitations.get(number).units_used == 2
+
+
+def test_the_end_of_renewals_ends_the_account(live: Live) -> None:
+    client = registered(live, *_NAMES, renew_until=live.clock.now() + timedelta(days=10))
+    client.issue(*_NAMES)
+    live.clock.advance(timedelta(days=11))
+    client.order(*_NAMES).refused(401, "unauthorized")
+
+
+def test_an_officers_decision_is_awaited(live: Live) -> None:
+    client = registered(live, *_NAMES, approval=True)
+    reply = client.order(*_NAMES)
+    done = client.finalize(reply.json, csr_for(*_NAMES))
+    assert (done.status, done.json["status"]) == (200, "processing")
+    assert int(done.header("Retry-After")) > 0
+    client.finalize(reply.json, csr_for(*_NAMES)).refused(403, "orderNotReady")
+    number = live.core.invitations.page()[0].number
+    (enrollment, _), *_ = live.core.ra.of_invitation(number)
+    live.core.ra.approve(enrollment.id, by="officer", origin=ORIGIN)
+    live.core.ra.finish(ORIGIN)
+    assert client.get(reply.header("Location")).json["status"] == "valid"
+    record = live.core.ra.certificate_of(enrollment.id)
+    assert record is not None
+    assert record[0].state is CertificateState.VALID
