@@ -34,6 +34,7 @@ LIBRARIES = {
     "sqlalchemy": {"store"},
     "alembic": {"store"},
     "josepy": {"protocols"},
+    "dns": {"protocols"},
     "pkcs11": {"ca"},
     "jinja2": {"web", "mail"},
     "click": {"cli"},

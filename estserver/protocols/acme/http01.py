@@ -1,8 +1,9 @@
 """http-01: the key authorization at a well-known path (RFC 8555 §8.3), redirects as Boulder has it.
 
 Invariants: the URL that the HTTP library sees has a judged address for its host, so it has
-nothing to resolve; the name travels in Host and SNI only. Nothing of what the other side sends
-stands in a refusal, so that nobody can read internal pages through us (§10.4).
+nothing to resolve; the name travels in Host and SNI only. Of what the other side sends nothing
+stands in a refusal but the host of a redirect, so that nobody can read internal pages through us
+(§10.4).
 """
 
 import asyncio
@@ -37,7 +38,7 @@ _HEADERS = {
 
 
 @dataclass(frozen=True, slots=True)
-class _Hop:
+class Hop:
     """One request to be made. `host` is a name or an address without brackets."""
 
     scheme: str
@@ -50,6 +51,11 @@ class _Hop:
     def host_header(self) -> str:
         """Boulder sends no port even where it is not the usual one, and clients rely on it."""
         return f"[{self.host}]" if ":" in self.host else self.host
+
+    def url(self, address: Address) -> URL:
+        """Return what the HTTP library is asked for: the address itself is the host."""
+        literal = f"[{address}]" if address.version == 6 else str(address)
+        return URL(f"{self.scheme}://{literal}:{self.port}{self.target}", encoded=True)
 
 
 class HTTP01:
@@ -71,20 +77,20 @@ class HTTP01:
         tls; unauthorized for an answer other than 200; incorrectResponse for another content.
         """
         path = f"/.well-known/acme-challenge/{challenge.token}"
-        hop = _Hop("http", challenge.identifier, self._ports["http"], path)
+        hop = Hop("http", challenge.identifier, self._ports["http"], path)
         seen = {hop}
         while True:
             answer = await self._get(hop)
             if isinstance(answer, bytes):
                 return _compare(answer, challenge)
-            hop = self._follow(hop, answer)
+            hop = self.follow(hop, answer)
             if hop in seen:
                 raise ChallengeFailed("connection", "the redirects run in a circle")
             if len(seen) > _MAX_REDIRECTS:
                 raise ChallengeFailed("connection", f"more than {_MAX_REDIRECTS} redirects")
             seen.add(hop)
 
-    async def _get(self, hop: _Hop) -> bytes | str:
+    async def _get(self, hop: Hop) -> bytes | str:
         """Return the body's beginning, or where a redirect leads; IPv4 is the one fallback."""
         *earlier, last = await self._dialler.targets(hop.host, hop.port)
         for address in earlier:
@@ -101,9 +107,7 @@ class HTTP01:
                 "connection", f"no HTTP answer from port {hop.port} of {hop.host}"
             ) from error
 
-    async def _get_from(self, address: Address, hop: _Hop) -> bytes | str:
-        literal = f"[{address}]" if address.version == 6 else str(address)
-        url = URL(f"{hop.scheme}://{literal}:{hop.port}{hop.target}", encoded=True)
+    async def _get_from(self, address: Address, hop: Hop) -> bytes | str:
         connector = aiohttp.TCPConnector(ssl=self._tls, force_close=True)
         session = aiohttp.ClientSession(
             connector=connector,
@@ -117,7 +121,7 @@ class HTTP01:
             async with (
                 session,
                 session.get(
-                    url,
+                    hop.url(address),
                     headers=_HEADERS | {"Host": hop.host_header},
                     allow_redirects=False,
                     server_hostname=server_name,
@@ -129,7 +133,7 @@ class HTTP01:
         except (aiohttp.ClientError, OSError) as error:
             raise _Unreachable from error
 
-    def _follow(self, hop: _Hop, location: str) -> _Hop:
+    def follow(self, hop: Hop, location: str) -> Hop:
         """Return where a redirect leads. Raises ChallengeFailed connection."""
         if len(location) > _MAX_URL or not _LOCATION.fullmatch(location):
             raise _bad_redirect(f"to what is no URL of at most {_MAX_URL} characters")
@@ -156,7 +160,7 @@ class HTTP01:
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         if len(target) > _MAX_URL:
             raise _bad_redirect(f"to a path of more than {_MAX_URL} characters")
-        return _Hop(parts.scheme, host, port, target)
+        return Hop(parts.scheme, host, port, target)
 
 
 class _Unreachable(Exception):

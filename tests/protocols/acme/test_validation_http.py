@@ -2,13 +2,20 @@
 
 import asyncio
 import gzip
+import ipaddress
 import ssl
 from collections.abc import AsyncIterator
 
 import dns.rcode
 import pytest
 import trustme
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from estserver.protocols.acme.addresses import AddressRules, Dialler
+from estserver.protocols.acme.challenge import ChallengeFailed
+from estserver.protocols.acme.http01 import HTTP01, Hop
+from estserver.protocols.acme.lookups import Lookups
 from tests.live import MovableClock
 from tests.protocols.acme.neighbourhood import (
     HOST,
@@ -109,10 +116,13 @@ async def test_redirects_to_https_with_any_certificate_are_followed(
     around.name("secure.example.test")
     await around.web(redirect("https://secure.example.test/somewhere?a=b%20c", status))
     context = tls_context("somebody.else.test")
+    names: list[str | None] = []
+    context.sni_callback = lambda _connection, name, _context: names.append(name)
     secure = await around.web(ok(), port=around.tls_port, tls=context)
     await around.validator().validate(challenge())
     assert secure.requests[0].startswith("GET /somewhere?a=b%20c HTTP/1.1\r\n")
     assert "Host: secure.example.test\r\n" in secure.requests[0]
+    assert names == ["secure.example.test"]
 
 
 @pytest.mark.row("ACME-130")
@@ -190,6 +200,26 @@ async def test_a_redirect_without_a_location_and_one_to_itself_fail(around: Neig
     assert await around.problem(challenge()) == "connection"
     assert await around.problem(challenge()) == "connection"
     assert host.connections == 2
+
+
+@pytest.mark.row("ACME-131", "ACME-132")
+@settings(deadline=None)
+@given(
+    start=st.sampled_from(["", "/", "//", "http:", "http://", "https://", "https://[::1]"]),
+    rest=st.text("abc/:?#[]@!$&'()*+,;=%.-_~0127\\ \t", max_size=20),
+)
+def test_no_location_turns_a_judged_address_into_another(start: str, rest: str) -> None:
+    dialler = Dialler(Lookups((), 1), AddressRules((), ()))
+    fetcher = HTTP01(dialler, http_port=80, tls_port=443, seconds=1)
+    try:
+        hop = fetcher.follow(Hop("http", "www.example.test", 80, PATH), start + rest)
+    except ChallengeFailed:
+        return
+    url = hop.url(ipaddress.ip_address("1.2.3.4"))
+    assert (url.host, url.user, url.password) == ("1.2.3.4", None, None)
+    assert url.port == hop.port
+    assert hop.port in {80, 443}
+    assert url.raw_path_qs.startswith("/")
 
 
 @pytest.mark.row("ACME-133")
