@@ -171,6 +171,13 @@ def test_a_unit_that_raises_writes_nothing_and_spares_its_neighbours(
     assert store.read(lambda tx: list(audit.broken_links(tx.connection))) == []
 
 
+def test_a_new_row_is_told_from_one_that_was_there(store: Store) -> None:
+    def add(tx: Transaction) -> bool:
+        return tx.insert_new(attempts, key="a", failures=1, window_start=0)
+
+    assert [store.write(add), store.write(add)] == [True, False]
+
+
 def test_a_statement_that_fails_spares_its_neighbours(store: Store) -> None:
     store.write(lambda tx: put(tx, "there"))
     answers = in_one_group(

@@ -72,7 +72,18 @@ class Transaction:
         """Insert a row unless a unique column forbids; return whether it was inserted."""
         dialect = postgresql if self.connection.dialect.name == "postgresql" else sqlite
         statement = dialect.insert(table).values(**values).on_conflict_do_nothing()
+        # SQLAlchemy forgets the count of an INSERT unless told to keep it.
+        statement = statement.execution_options(preserve_rowcount=True)
         return self.connection.execute(statement).rowcount == 1
+
+    def lock(self, digest: bytes) -> None:
+        """Wait until no other transaction holds what `digest` (of 8 bytes or more) names.
+
+        For rules about rows that are not there yet. SQLite has one writer at a time anyway.
+        """
+        if self.connection.dialect.name == "postgresql":
+            name = int.from_bytes(digest[:8], signed=True)
+            self.connection.execute(sa.select(sa.func.pg_advisory_xact_lock(name)))
 
     def change(self, statement: sa.Update | sa.Delete) -> int:
         """Run a conditional UPDATE or DELETE; return how many rows it changed."""
