@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import socket
 import ssl
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Mapping
@@ -141,13 +142,29 @@ class Neighbourhood:
     """All of them together, with the ports that this test's validations use."""
 
     def __init__(self) -> None:
-        ports = free_ports()
-        self.http_port: int = ports.web
-        self.tls_port: int = ports.devices
-        self.dns_port: int = ports.status
+        self._stack = contextlib.AsyncExitStack()
+        self.http_port, self.tls_port, self.dns_port = self._take_ports()
         self.dns = NameServer()
         self.clock = MovableClock()
-        self._stack = contextlib.AsyncExitStack()
+
+    def _take_ports(self) -> tuple[int, int, int]:
+        """Take three ports that no neighbourhood of another test run has.
+
+        Free ports are looked for at 127.0.0.1, which is not where we listen: a datagram socket
+        at a place of its own marks each one as taken.
+        """
+        while True:
+            found = free_ports()
+            ports = (found.web, found.devices, found.status)
+            with contextlib.ExitStack() as marks:
+                try:
+                    for port in ports:
+                        mark = marks.enter_context(socket.socket(type=socket.SOCK_DGRAM))
+                        mark.bind(("127.0.0.50", port))
+                except OSError:
+                    continue
+                self._stack.callback(marks.pop_all().close)
+                return ports
 
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
