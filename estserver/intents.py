@@ -294,6 +294,8 @@ def require_free_key(tx: Transaction, enrollment: Enrollment, *, same_key: bool)
     `same_key` False: a renewal needs a key that the registration never had certified.
     """
     digest = enrollment.spki_sha256
+    # Two requests with one key must not find it free at the same moment.
+    tx.lock(digest)
     if revocations.is_blocked(tx, digest):
         raise KeyNotAllowed("this key was reported as compromised: make a new key")
     if enrollment.via is Via.INTERNAL:
@@ -346,6 +348,8 @@ def _spend_order(tx: Transaction, authority: ACMEOrder) -> None:
     if authority.spends_unit and not registrations.spend_unit(tx, number, bound=True):
         raise _why_no_unit(tx, registrations.get(tx, number), bound=True)
     _require_not_cancelled(tx, number)
+    if authority.renews is not None:
+        _require_standing(tx, authority.renews)
 
 
 def _require_not_cancelled(tx: Transaction, number: str | None) -> None:

@@ -249,6 +249,8 @@ class Invitations:
         raise BadCredentials("the PIN is wrong")
 
     def _begin_try(self, tx: Transaction, number: str) -> datetime:
+        # Holds the row: guesses through several nodes wait for each other like all others.
+        failed_at = registrations.pin_failed_at(tx, number)
         present = registrations.get(tx, number)
         if present is None:
             raise NotFound(_UNKNOWN_URL)
@@ -257,7 +259,6 @@ class Invitations:
                 "this PIN was tried too often and is dead: ask the administrator for a new one",
                 reason="dead",
             )
-        failed_at = registrations.pin_failed_at(tx, number)
         over = present.pin_failures - FREE_TRIES
         if over >= 0:
             delay = timedelta(seconds=min(MAX_DELAY_SECONDS, 2**over))

@@ -6,6 +6,7 @@ The only caller of `Issuer.sign`. Order: seen before? -> plan -> draft and lint 
 What each transaction checks and writes stands in `intents`.
 """
 
+import contextlib
 import hashlib
 from collections.abc import Mapping
 from datetime import timedelta
@@ -282,12 +283,13 @@ class RegistrationAuthority:
             record = certificates.certificate(tx, identifier)
             if record is None:
                 raise NotFound("there is no such certificate")
+            if reason is RevocationReason.KEY_COMPROMISE:
+                # Key before certificate, the order in which a renewal looks at them.
+                revocations.block_key(tx, record.spki_sha256, reason.value)
             if not revocations.revoke(tx, identifier, reason=reason, comment=comment):
                 raise Conflict(
                     f"the certificate with serial {record.serial_hex} is revoked already"
                 )
-            if reason is RevocationReason.KEY_COMPROMISE:
-                revocations.block_key(tx, record.spki_sha256, reason.value)
             tx.audit(
                 Event(
                     "certificate.revoked",
@@ -323,14 +325,16 @@ class RegistrationAuthority:
             )
             due = self._store.read(query)
             for identifier in due:
-                self.revoke(
-                    identifier,
-                    reason=RevocationReason.SUPERSEDED,
-                    comment="renewed",
-                    by="server",
-                    origin=origin,
-                )
-                revoked += 1
+                # Another node may have been faster.
+                with contextlib.suppress(Conflict):
+                    self.revoke(
+                        identifier,
+                        reason=RevocationReason.SUPERSEDED,
+                        comment="renewed",
+                        by="server",
+                        origin=origin,
+                    )
+                    revoked += 1
         return revoked
 
     def record_refusal(self, applicant: str, error: Refused, origin: Origin) -> None:

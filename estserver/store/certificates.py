@@ -438,6 +438,7 @@ def superseded(tx: Transaction, *, profile: str, renewed_before: datetime) -> li
             newer.c.state == CertificateState.VALID.value,
             newer.c.created_at <= to_unix(renewed_before),
         )
+        .distinct()
         .limit(1000)
     )
     return list(tx.connection.execute(query).scalars())

@@ -286,9 +286,11 @@ def forgive_pin_failure(tx: Transaction, number: str, *, failed_at: datetime) ->
 
 
 def pin_failed_at(tx: Transaction, number: str) -> datetime:
-    """When the last wrong PIN was typed behind the URL."""
+    """When the last wrong PIN was typed behind the URL; holds the counters until the commit."""
     seconds: int = tx.connection.execute(
-        sa.select(invitations.c.pin_failed_at).where(invitations.c.number == number)
+        sa.select(invitations.c.pin_failed_at)
+        .where(invitations.c.number == number)
+        .with_for_update(key_share=True)
     ).scalar_one()
     return from_unix(seconds)
 

@@ -81,7 +81,8 @@ def revoked(
 
 
 def block_key(tx: Transaction, spki_sha256: bytes, reason: str) -> None:
-    """Never certify this public key again."""
+    """Never certify this public key again; who is just about to finishes first, or is refused."""
+    tx.lock(spki_sha256)
     tx.insert_new(blocked_keys, spki_sha256=spki_sha256, reason=reason, blocked_at=tx.at)
 
 
