@@ -233,6 +233,10 @@ class ACME(_Section):
     """ADDRESS or ADDRESS:PORT of the name servers to ask; none: those of the system."""
     allow_networks: tuple[str, ...] = ()
     """Networks that challenges may reach though they are private, such as 10.0.0.0/8."""
+    accounts_per_hour: int = Field(default=1000, ge=1)
+    """New accounts for one address."""
+    orders_per_hour: int = Field(default=300, ge=1)
+    """New orders of one account; those that renew a certificate do not count."""
     caa: bool = False
     """Whether CAA records are checked (RFC 8659)."""
 

@@ -13,6 +13,7 @@ from estserver.protocols.acme import jws, records
 from estserver.protocols.acme.answers import Answer, account_json
 from estserver.protocols.acme.gate import Signed
 from estserver.protocols.acme.keys import AccountKey, decode_base64url, read_jwk
+from estserver.protocols.acme.limits import HourlyLimit
 from estserver.protocols.acme.problems import Problem, malformed, unauthorized
 from estserver.protocols.acme.records import Account
 from estserver.protocols.acme.states import AccountStatus
@@ -30,6 +31,7 @@ class Accounts:
         self._services = services
         self._settings = services.settings.acme
         self._urls = urls
+        self._limit = HourlyLimit("new accounts", self._settings.accounts_per_hour, services.clock)
 
     # -- newAccount ------------------------------------------------------------------------------
 
@@ -42,6 +44,7 @@ class Accounts:
             return self._existing(found)
         if _flag(asked, "onlyReturnExisting"):
             raise Problem("accountDoesNotExist", "there is no account for this key")
+        self._limit.spend(request.origin.source)
         terms = self._agreed_terms(asked)
         contacts = self._contacts(asked)
         invitation, binding = self._binding(asked, request)

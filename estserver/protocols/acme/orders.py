@@ -7,7 +7,7 @@ from typing import Any
 
 from estserver.csr import read_csr
 from estserver.errors import BadInput, NamesNotAllowed, NotFound
-from estserver.model import EnrollmentState, Event, Issued, Via
+from estserver.model import ACMEOrder, EnrollmentState, Event, Issued, Via
 from estserver.profiles import covers
 from estserver.protocols import Services
 from estserver.protocols.acme import authorization_records, records
@@ -16,6 +16,7 @@ from estserver.protocols.acme.authorizations import Authorizations
 from estserver.protocols.acme.gate import Gate, Signed
 from estserver.protocols.acme.identifiers import general_name, general_names, read_identifiers
 from estserver.protocols.acme.keys import account_key, decode_base64url
+from estserver.protocols.acme.limits import HourlyLimit
 from estserver.protocols.acme.problems import (
     Identifier,
     Problem,
@@ -70,6 +71,7 @@ class Orders:
         self._gate = gate
         self._authorizations = authorizations
         self._predecessors = Predecessors(services)
+        self._limit = HourlyLimit("new orders", self._settings.orders_per_hour, services.clock)
 
     # -- newOrder --------------------------------------------------------------------------------
 
@@ -87,9 +89,12 @@ class Orders:
             self._predecessors.require(replaces, account, identifiers)
         order_id = secrets.token_urlsafe(16)
         # Refuses early what finalize would: no unit left, a registration that has ended.
-        self._services.authenticator.order(
+        entitlement = self._services.authenticator.order(
             self._gate.credential(account), order_id, general_names(identifiers)
         )
+        authority = entitlement.authority
+        if not isinstance(authority, ACMEOrder) or authority.renews is None:
+            self._limit.spend(account.id)
         order = self._services.store.write(
             lambda tx: self._add(
                 tx,

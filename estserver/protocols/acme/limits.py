@@ -1,0 +1,42 @@
+"""Rate limits by the generic cell rate algorithm: one number for each key, refilled evenly.
+
+Kept in memory: each node counts for itself, and a restart forgives.
+"""
+
+import threading
+from datetime import timedelta
+
+from estserver.errors import TooManyAttempts
+from estserver.model import Clock
+
+_HOUR = 3600.0
+_MAX_KEYS = 100_000
+
+
+class HourlyLimit:
+    """So many an hour for each key, all at once if need be. Thread-safe."""
+
+    def __init__(self, what: str, per_hour: int, clock: Clock) -> None:
+        """`what` names in the plural what is counted, for the refusal."""
+        self._what = what
+        self._per_hour = per_hour
+        self._clock = clock
+        self._lock = threading.Lock()
+        # When each key will be as good as new.
+        self._rested_at: dict[str, float] = {}
+
+    def spend(self, key: str) -> None:
+        """Count one. Raises TooManyAttempts with the time until the next is allowed."""
+        now = self._clock.now().timestamp()
+        cost = _HOUR / self._per_hour
+        with self._lock:
+            rested_at = max(now, self._rested_at.get(key, now)) + cost
+            wait = rested_at - now - _HOUR
+            if wait > 0:
+                raise TooManyAttempts(
+                    f"more than {self._per_hour} {self._what} in an hour: try again later",
+                    retry_after=timedelta(seconds=wait),
+                )
+            if len(self._rested_at) >= _MAX_KEYS:
+                self._rested_at = {k: at for k, at in self._rested_at.items() if at > now}
+            self._rested_at[key] = rested_at
