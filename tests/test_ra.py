@@ -37,6 +37,7 @@ from estserver.errors import (
 from estserver.invitations import Handover
 from estserver.model import (
     CertificateState,
+    Door,
     Draft,
     EnrollmentState,
     Entitlement,
@@ -85,10 +86,11 @@ def judge(parts: Parts) -> None:
         return list(audit.broken_links(tx.connection))
 
     assert parts.store.read(look) == []
+    row_of = certificate_rows.c.enrollment
     joined = (
         sa.select(certificate_rows, certificate_bytes, enrollments.c.state.label("asked"))
-        .join(certificate_bytes, certificate_bytes.c.enrollment == certificate_rows.c.enrollment)
-        .join(enrollments, enrollments.c.id == certificate_rows.c.enrollment)
+        .join(certificate_bytes, certificate_bytes.c.enrollment == row_of)
+        .join(enrollments, enrollments.c.id == row_of)
     )
     for row in parts.store.read(lambda tx: tx.connection.execute(joined).all()):
         assert (row.der is None) == (row.sha256 is None)
@@ -134,7 +136,7 @@ def state(parts: Parts, identifier: str) -> CertificateState:
     return record.state
 
 
-# -- one authority, one certificate, many deliveries ------------------------------------------------------------------
+# -- one authority, one certificate, many deliveries ---------------------------------------------
 
 
 @pytest.mark.row("EST-062", "EST-071", "A-5")
@@ -639,7 +641,7 @@ def test_a_renewal_pin_makes_good_for_a_revoked_certificate(parts: Parts) -> Non
 
 
 def test_a_lost_key_is_replaced_once_and_the_first_certificate_revoked(both: Parts) -> None:
-    handover = both.invite("person", doors=frozenset({"web"}))
+    handover = both.invite("person", doors=frozenset({Door.WEB}))
     number = handover.invitation.number
     lost = both.ask(both.authenticator.entitle(confirmed(both, handover)), csr_of())
     both.clock.advance(timedelta(hours=72))
@@ -707,9 +709,8 @@ def test_what_is_revoked_after_judging_is_not_replaced(parts: Parts) -> None:
 
 def tbs_of(parts: Parts) -> list[bytes]:
     query = sa.select(certificate_bytes.c.tbs).order_by(certificate_bytes.c.enrollment)
-    return [
-        bytes(t) for t in parts.store.read(lambda tx: tx.connection.execute(query).scalars().all())
-    ]
+    found = parts.store.read(lambda tx: tx.connection.execute(query).scalars().all())
+    return [bytes(tbs) for tbs in found]
 
 
 @pytest.mark.row("INC-25", "EST-064", "EST-125")
@@ -999,7 +1000,7 @@ def test_a_full_disk_loses_nothing(
     entitlement = parts.entitle(handover)
     engine = parts.store.engine
 
-    def full(connection: Any, *_: object) -> None:
+    def full(*_: object) -> None:
         raise sqlite3.OperationalError("database or disk is full")
 
     def fill() -> None:
@@ -1112,7 +1113,7 @@ def test_an_entitlement_for_a_profile_that_is_gone_is_a_fault(parts: Parts) -> N
 
 
 def test_a_pin_shown_at_the_web_and_at_est_is_one_pin(parts: Parts) -> None:
-    handover, key = parts.invite("person", doors=frozenset({"web", "est"})), new_key()
+    handover, key = parts.invite("person", doors=frozenset({Door.WEB, Door.EST})), new_key()
     assert handover.pin is not None
     est = parts.authenticator.entitle(
         PINCredential(handover.invitation.number, handover.pin, SOURCE)
