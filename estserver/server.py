@@ -30,7 +30,7 @@ from estserver.model import Clock, Invitation, Origin
 from estserver.own_certificates import OwnCertificates, internal_profiles
 from estserver.profiles import Profile
 from estserver.protocols import EnrollmentProtocol, Services
-from estserver.protocols.acme import ACMEProtocol
+from estserver.protocols.acme import ACMEProtocol, faults
 from estserver.protocols.est import ESTProtocol
 from estserver.protocols.status import StatusProtocol
 from estserver.ra import RegistrationAuthority
@@ -404,6 +404,8 @@ async def serve(settings: Settings, reread: Callable[[], Settings]) -> None:
 
 
 def enter_test_mode(environment: Mapping[str, str]) -> None:
-    """Honour ESTSERVER_FAILPOINT. Raises ConfigurationError."""
+    """Honour ESTSERVER_FAILPOINT and ESTSERVER_FAULTS. Raises ConfigurationError."""
     if text := environment.get("ESTSERVER_FAILPOINT"):
         failpoints.arm(text)
+    if text := environment.get("ESTSERVER_FAULTS"):
+        faults.arm(text)

@@ -83,6 +83,14 @@ def _units_are_kept(tx: Transaction) -> Iterator[str]:
         ).one()
         if count > row.units or count > row.units_used:
             yield f"I2: {key} grants {row.units}, spent {row.units_used}, issued {count}"
+    orders = (
+        sa.select(enrollments.c.authority_key, sa.func.count())
+        .where(enrollments.c.authority_key.like("order:%"))
+        .group_by(enrollments.c.authority_key)
+    )
+    for key, count in tx.connection.execute(orders):
+        if count > 1:
+            yield f"I2: {key} led to {count} enrollments"
 
 
 def _serials_are_unique(tx: Transaction) -> Iterator[str]:

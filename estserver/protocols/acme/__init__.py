@@ -21,7 +21,7 @@ from estserver import http
 from estserver.errors import BadCredentials, Error, Fault, NotFound
 from estserver.http import BodyTooLarge, SlowBody, UnsupportedMediaType
 from estserver.protocols import Services
-from estserver.protocols.acme import records
+from estserver.protocols.acme import faults, records
 from estserver.protocols.acme.accounts import Accounts
 from estserver.protocols.acme.answers import Answer
 from estserver.protocols.acme.attempts import Attempts
@@ -113,6 +113,8 @@ class ACMEProtocol:
         if request.method not in operation.methods:
             return await self._not_allowed(request, ", ".join(operation.methods))
         if request.method == "POST" and operation.handle is not None:
+            if faults.armed.delay:
+                await asyncio.sleep(faults.armed.seconds())
             answer = await self._post(request, operation, operation.handle)
             if operation.name == "challenge":
                 self._attempts.wake()

@@ -13,7 +13,7 @@ from estserver.authentication import ACMEAccount
 from estserver.errors import RegistrationClosed
 from estserver.model import Event, Origin
 from estserver.protocols import Services
-from estserver.protocols.acme import records
+from estserver.protocols.acme import faults, records
 from estserver.protocols.acme.jws import JWS, parse_object, read_request
 from estserver.protocols.acme.keys import AccountKey, read_jwk
 from estserver.protocols.acme.nonces import Nonces, bad_nonce
@@ -101,6 +101,7 @@ class Gate:
         if jws.url != received.url:
             raise unauthorized(f"the protected header is for another url than {received.url}")
         now = self._services.clock.now()
+        faults.armed.strike()
         self._redeem(jws.nonce, now)
         if account is not None:
             self._require_standing(account, received.origin)

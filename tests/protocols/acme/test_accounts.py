@@ -263,7 +263,7 @@ def test_the_bound_key_is_compared_by_its_thumbprint(shared: Live) -> None:
     assert _bind(client, binding).status == 201
 
 
-@pytest.mark.row("ACME-084")
+@pytest.mark.row("ACME-084", "A-17")
 def test_all_bindings_that_are_not_accepted_are_refused_alike(live: Live) -> None:
     client = Client(live)
     cancelled, expired, used, est, held = (

@@ -249,7 +249,7 @@ def test_what_one_account_has_shown_serves_no_other(
     reply.refused(403, "unauthorized")
 
 
-@pytest.mark.row("ACME-132")
+@pytest.mark.row("ACME-132", "A-15")
 def test_the_servers_own_listeners_are_no_target(make_live: Callable[[str], Live]) -> None:
     live = make_live('[acme]\nrequire_eab = false\nretry_after = "1s"\n')
     client = Client(live)

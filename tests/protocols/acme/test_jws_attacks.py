@@ -175,7 +175,7 @@ def test_other_algorithms_are_refused_with_the_list_of_good_ones(shared: Live, a
     assert {"ES256", "EdDSA", "RS256"} <= set(problem["algorithms"])
 
 
-@pytest.mark.row("ACME-014")
+@pytest.mark.row("ACME-014", "INC-21", "A-18")
 def test_a_symmetric_key_in_the_header_makes_no_account(shared: Live) -> None:
     client = Client(shared)
     before = _accounts(shared)

@@ -24,6 +24,7 @@ from estserver.protocols.acme.states import (
     authorization_status,
     order_status,
 )
+from tests.invariants import violations
 from tests.live import ORIGIN, Live, MovableClock, make_csr, new_key
 from tests.protocols.acme.wire import (
     Client,
@@ -500,6 +501,8 @@ def test_a_break_at_any_point_of_an_issuance_leaves_one_certificate(live: Live, 
     assert order["status"] == "valid"
     body = client.get(order["certificate"]).answer.body
     assert x509.load_pem_x509_certificates(body)[0].public_key() == key.public_key()
+    leaf = x509.load_pem_x509_certificates(body)[0].public_bytes(Encoding.DER)
+    assert violations(live.core, [leaf]) == []
     number = live.core.invitations.page(limit=1)[0].number
     issued = live.core.ra.of_invitation(number)
     assert len([record for _, record in issued if record is not None]) == 1

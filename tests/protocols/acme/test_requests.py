@@ -230,7 +230,7 @@ def test_nonces_are_unique_and_unpredictable(shared: Live) -> None:
         assert 1700 < sum(number >> bit & 1 for number in drawn) < 2300
 
 
-@pytest.mark.row("ACME-046")
+@pytest.mark.row("ACME-046", "A-16")
 def test_one_nonce_is_good_once_however_many_ask_at_the_same_time(client: Client) -> None:
     nonce = client.nonce()
     with ThreadPoolExecutor(20) as pool:
