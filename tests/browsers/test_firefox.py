@@ -432,6 +432,9 @@ def test_a_wrong_pin_is_said_in_words(firefox: Firefox, shared: Live) -> None:
     assert "The PIN is wrong." in error
     assert "2" in error
     assert shared.core.invitations.get(somebody.number).pin_failures == 3
+    # Back and reload send no wrong PIN again.
+    firefox.reload()
+    assert shared.core.invitations.get(somebody.number).pin_failures == 3
     firefox.fill(PIN, somebody.pin)
     firefox.press(NEXT)
     assert "[STEP2]" in firefox.text(STEP)

@@ -21,6 +21,8 @@ function localizeTimes(root) {
 
 /** @param {HTMLElement} main */
 function startPIN(main) {
+  // Back and reload would offer to send a wrong PIN once more, at the price of another try.
+  history.replaceState(null, '', location.href);
   const form = main.querySelector('#pin-form');
   const copy = main.querySelector('#copy-link');
   copy.addEventListener('click', () => {
