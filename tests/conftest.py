@@ -5,12 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from tests.live import Live, MovableClock, Workshop, make_template
 from tests.parts import Hierarchy, Parts, make_ca, open_parts
 from tests.postgres import make_database, postgresql
 
 __all__ = ["make_database", "postgresql"]
+
+# A busy machine is slow, not wrong.
+settings.register_profile("no-deadline", deadline=None)
+settings.load_profile("no-deadline")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
