@@ -197,18 +197,15 @@ class Authenticator:
         if newest is None:
             raise Conflict("there is no certificate to renew")
         self._require_open(invitation)
-        rules = self._profiles[invitation.profile].settings.renewal
-        if rules.auth is RenewalAuth.CERTIFICATE_AND_PIN:
+        profile = self._profiles[invitation.profile]
+        if profile.settings.renewal.auth is RenewalAuth.CERTIFICATE_AND_PIN:
             raise NotEntitled(
                 "this PIN renews together with the certificate in use: show that one as well"
             )
-        auth = self._profiles[invitation.profile].settings.renewal.auth
-        if auth is RenewalAuth.CERTIFICATE_AND_PIN:
-            raise NotEntitled("renewal needs the certificate besides the PIN: present both")
         return Entitlement(
             applicant=Applicant("invitation", invitation.number),
             profile=invitation.profile,
-            grant=self._profiles[invitation.profile].grant(invitation),
+            grant=profile.grant(invitation),
             approved=True,
             authority=Renewal(newest.enrollment, invitation.number, spends_pin=True, shown=False),
         )

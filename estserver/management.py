@@ -10,8 +10,7 @@ from estserver import http
 from estserver.errors import Error
 from estserver.protocols import Services
 
-RED = 0.25
-"""Share of a CRL's life that is left when readiness turns red (INC-28)."""
+_ENDS_SOON = timedelta(days=30)
 
 
 class Management:
@@ -49,14 +48,12 @@ class Management:
         now = self._services.clock.now()
         problems = []
         try:
-            for issuer in self._services.settings.issuers:
-                crl = self._services.status.crl(issuer)
-                life = crl.next_update - crl.this_update
-                if crl.next_update - now < life * RED:
-                    problems.append(f"the CRL of {issuer} is old")
-                chain = self._services.chains[issuer]
-                if chain[0].not_valid_after_utc - now < timedelta(days=30):
-                    problems.append(f"the certificate of {issuer} expires within 30 days")
+            # Asks the database too, which a CRL at hand would outlive.
+            for age in self._services.status.ages():
+                if age.red:
+                    problems.append(f"the CRL of {age.issuer} is old")
+                if self._services.chains[age.issuer][0].not_valid_after_utc - now < _ENDS_SOON:
+                    problems.append(f"the certificate of {age.issuer} expires within 30 days")
         except Error as error:
             problems.append(error.detail)
         return problems

@@ -189,16 +189,6 @@ class StatusAuthority:
             for issuer in self._issuers
         ]
 
-    def oldest(self) -> CRLAge:
-        """Return the one of `ages` that has the least life left.
-
-        Raises NotFound: there are no issuers; Unavailable.
-        """
-        ages = self.ages()
-        if not ages:
-            raise NotFound("there are no issuers")
-        return min(ages, key=lambda age: age.life_left)
-
     def _require(self, issuer: str) -> None:
         if issuer not in self._issuers:
             raise NotFound(f"there is no issuer {issuer}")
@@ -314,9 +304,7 @@ class StatusAuthority:
         if responder is None:
             return _refusal(ocsp.ResponseStatus.TRY_LATER)
         serials = [cert_id.serial for cert_id in request.ids]
-        now, rows = self._store.read(
-            lambda tx: (tx.now, revocations.statuses(tx, issuer, serials))
-        )
+        now, rows = self._store.read(lambda tx: (tx.now, revocations.statuses(tx, issuer, serials)))
         vouches_until = responder.certificate.not_valid_after_utc
         if not responder.certificate.not_valid_before_utc <= now < vouches_until:
             return _refusal(ocsp.ResponseStatus.TRY_LATER)

@@ -247,3 +247,18 @@ def test_a_duty_that_fails_is_done_again_and_a_task_that_dies_is_told_of() -> No
         ("background.delayed", "mail"),
         ("background.died", "acme"),
     ]
+
+
+def test_a_server_without_its_database_is_alive_and_not_ready(live: Live) -> None:
+    assert live.request("GET", "/readyz", listener="management").status == 200
+    live.core.store.engine.dispose()
+    gone = live.directory.with_name("gone")
+    live.directory.rename(gone)
+    try:
+        answer = live.request("GET", "/readyz", listener="management")
+        assert answer.status == 503
+        assert b"database" in answer.body
+        assert live.request("GET", "/healthz", listener="management").status == 200
+    finally:
+        gone.rename(live.directory)
+    assert live.request("GET", "/readyz", listener="management").status == 200

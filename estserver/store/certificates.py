@@ -352,16 +352,6 @@ def by_spki(tx: Transaction, digest: bytes) -> list[CertificateRecord]:
     return [_record(row) for row in tx.connection.execute(query)]
 
 
-def renewals_of(tx: Transaction, identifier: str) -> list[CertificateRecord]:
-    """List the certificates that renewed the one of `identifier`, newest first."""
-    query = (
-        sa.select(certificates)
-        .where(certificates.c.renews == identifier)
-        .order_by(certificates.c.enrollment.desc())
-    )
-    return [_record(row) for row in tx.connection.execute(query)]
-
-
 def invitation_certificates(tx: Transaction, number: str) -> list[CertificateRecord]:
     """List every certificate that came from an invitation, newest first."""
     query = (
