@@ -20,6 +20,7 @@ from aiohttp import web
 from estserver import http
 from estserver.errors import BadCredentials, Error, Fault, NotFound
 from estserver.http import BodyTooLarge, SlowBody, UnsupportedMediaType
+from estserver.model import Origin
 from estserver.protocols import Services
 from estserver.protocols.acme import faults, records
 from estserver.protocols.acme.accounts import Accounts
@@ -32,6 +33,7 @@ from estserver.protocols.acme.nonces import Nonces
 from estserver.protocols.acme.orders import Orders
 from estserver.protocols.acme.problems import CONTENT_TYPE, Problem, document, kind_and_status
 from estserver.protocols.acme.renewals import Predecessors
+from estserver.protocols.acme.terms import Terms
 from estserver.protocols.acme.urls import URLs
 from estserver.protocols.acme.validation import Validator
 
@@ -48,18 +50,23 @@ _CORS = {
 
 @dataclass(frozen=True, slots=True)
 class _Operation:
-    """What a path stands for: `read` answers GET, `handle` answers POST signed by `signer`."""
+    """What a path stands for: `read` answers GET, `handle` answers POST signed by `signer`.
+
+    `submit` answers the POST of a form, which nobody signs.
+    """
 
     name: str
     handle: Callable[[Signed], Answer] | None
     read: Callable[[], Answer] | None = None
     signer: Signer = Signer.ACCOUNT
+    submit: Callable[[Origin], Answer] | None = None
 
     @property
     def methods(self) -> tuple[str, ...]:
         """The methods that the path takes, OPTIONS aside."""
         reads = () if self.read is None else ("GET", "HEAD")
-        return reads if self.handle is None else (*reads, "POST")
+        posts = self.handle is not None or self.submit is not None
+        return (*reads, "POST") if posts else reads
 
 
 class ACMEProtocol:
@@ -80,7 +87,8 @@ class ACMEProtocol:
         self._gate = Gate(services, urls, self._nonces)
         self._accounts = Accounts(services, urls)
         self._authorizations = Authorizations(services, urls, self._gate)
-        self._orders = Orders(services, urls, self._gate, self._authorizations)
+        self._terms = Terms(services, urls)
+        self._orders = Orders(services, urls, self._gate, self._authorizations, self._terms)
         self._issued = IssuedCertificates(services, self._orders, self._authorizations)
         self._predecessors = Predecessors(services)
         self._attempts = Attempts(services, urls, Validator(services.settings, services.clock))
@@ -118,6 +126,8 @@ class ACMEProtocol:
             answer = await self._post(request, operation, operation.handle)
             if operation.name == "challenge":
                 self._attempts.wake()
+        elif request.method == "POST" and operation.submit is not None:
+            answer = await self._services.run(operation.submit, http.origin(request))
         elif operation.name == "newNonce" and request.method == "HEAD":
             answer = Answer(content_type="")
         elif operation.read is not None:
@@ -135,6 +145,13 @@ class ACMEProtocol:
             case ["renewal-info", certificate]:
                 return _Operation(
                     "renewalInfo", None, lambda: self._predecessors.information(certificate)
+                )
+            case ["terms", token]:
+                return _Operation(
+                    "terms",
+                    None,
+                    lambda: self._terms.show(token),
+                    submit=lambda origin: self._terms.agree(token, origin),
                 )
             case [kind, identifier, *rest] if identifier:
                 handle = self._handler(kind, identifier, rest, request)

@@ -28,7 +28,8 @@ log = structlog.get_logger("estserver.acme")
 
 RETRY_AFTER = (timedelta(seconds=3), timedelta(seconds=10))
 """How long after each failed attempt the next begins; after the last one there is none."""
-_LEASE = timedelta(seconds=60)
+_LEASE = timedelta(seconds=120)
+"""Far longer than an attempt takes, and than `authorizations.HASTE`: one under way stays alone."""
 _AT_ONCE = 16
 _POLL_SECONDS = 1.0
 _ORIGIN = Origin("background", "server")

@@ -28,6 +28,7 @@ from estserver.protocols.acme.problems import (
 from estserver.protocols.acme.records import Account, Order
 from estserver.protocols.acme.renewals import Predecessors
 from estserver.protocols.acme.states import OrderFacts, OrderStatus, order_status
+from estserver.protocols.acme.terms import Terms
 from estserver.protocols.acme.urls import URLs
 from estserver.ra import EnrollmentRequest
 from estserver.store import Transaction, certificates
@@ -63,13 +64,19 @@ class Orders:
     """Handlers of the order resources. They block; the door runs them on the thread pool."""
 
     def __init__(
-        self, services: Services, urls: URLs, gate: Gate, authorizations: Authorizations
+        self,
+        services: Services,
+        urls: URLs,
+        gate: Gate,
+        authorizations: Authorizations,
+        terms: Terms,
     ) -> None:
         self._services = services
         self._settings = services.settings.acme
         self._urls = urls
         self._gate = gate
         self._authorizations = authorizations
+        self._terms = terms
         self._predecessors = Predecessors(services)
         self._limit = HourlyLimit("new orders", self._settings.orders_per_hour, services.clock)
 
@@ -158,7 +165,7 @@ class Orders:
                 "userActionRequired",
                 f"the terms of service have changed: agree to them at {terms}",
                 status=403,
-                members={"instance": terms},
+                members={"instance": self._terms.instance(account, terms)},
                 links=((_TERMS, terms),),
             )
 

@@ -130,8 +130,13 @@ def test_terms_must_be_agreed_to_and_agreed_to_again_when_they_change(
     live.restart()
     reply = client.order(_NAME)
     problem = reply.refused(403, "userActionRequired")
-    assert problem["instance"] == "https://example.org/tos/2"
     assert reply.links("terms-of-service") == ["https://example.org/tos/2"]
+    page = client.path(problem["instance"])
+    assert b"https://example.org/tos/2" in client.ask("GET", page).answer.body
+    client.order(_NAME).refused(403, "userActionRequired")
+    client.ask("POST", page[:-1] + ("A" if page[-1] != "A" else "B")).refused(404, "malformed")
+    assert client.ask("POST", page).status == 200
+    assert client.order(_NAME).status == 201
 
 
 @pytest.mark.row("ACME-067", "ACME-068")
