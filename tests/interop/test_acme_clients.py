@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from estserver.cli_acme import print_acme
 from estserver.invitations import Handover
 from estserver.model import CertificateState, RevocationReason
 from tests.interop.commands import Shell
 from tests.live import Live
-from tests.protocols.acme.wire import eab
+from tests.protocols.acme.wire import Client, eab
 
 _UACME = "uacme (trusts what the system trusts: add the root there)"
 
@@ -166,3 +168,24 @@ def test_each_client_is_told_of(printed: dict[str, list[str]], handover: Handove
     for client in ("certbot", "lego", "acme.sh", "uacme", "Caddy", "cert-manager"):
         assert client in names
     assert all(handover.invitation.number in "".join(lines) for lines in printed.values())
+
+
+@pytest.mark.row("ACME-017", "ACME-061", "ACME-069")
+def test_acme_tiny_goes_on_with_an_account_that_was_bound_for_it(
+    shared: Live, handover: Handover, shell: Shell
+) -> None:
+    # It knows no external account binding: another client binds its key.
+    key = rsa.generate_private_key(65537, 2048)
+    assert Client(shared, key).register(handover).status == 201
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption())
+    (shell.folder / "account.key").write_bytes(pem)
+    names = "subjectAltName=DNS:one.example.org,DNS:two.example.org"
+    shell.run(
+        "openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout one.key "
+        f'-subj / -addext "{names}" -out one.csr'
+    )
+    shell.run(
+        'SSL_CERT_FILE="$CA" acme-tiny --quiet --account-key account.key --csr one.csr '
+        '--acme-dir . --directory-url "$DIR" > one.crt'
+    )
+    _check(shared, handover, shell.folder / "one.crt")
