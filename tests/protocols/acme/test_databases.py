@@ -1,0 +1,59 @@
+"""The door on PostgreSQL as on SQLite: the whole way, and what transactions keep apart."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from estserver.config import Database
+from estserver.store import Store, migrate
+from tests.invariants import violations
+from tests.live import Live, Workshop
+from tests.protocols.acme.wire import Client, b64, csr_for, registered
+
+_NAMES = ("a.example.org", "b.example.org")
+
+
+@pytest.fixture
+def both(template: Path, tmp_path: Path, make_database: Callable[[], str]) -> Iterator[Live]:
+    """Return a running instance, once on SQLite and once on PostgreSQL."""
+    live = Workshop(template).make(tmp_path / "instance", start=False)
+    database = Database(url=make_database())
+    live.settings = live.settings.model_copy(update={"database": database})
+    store = Store(live.settings.database_url, live.clock)
+    migrate(store)
+    store.close()
+    live.start()
+    yield live
+    live.stop()
+
+
+@pytest.mark.row("ACME-046", "ACME-086", "ACME-114", "ACME-147")
+def test_what_comes_at_the_same_moment_is_kept_apart(both: Live) -> None:
+    client = registered(both, *_NAMES, units=9)
+    handover = both.invite("server")
+    nonce = client.nonce()
+    order = client.order(*_NAMES).json
+    with ThreadPoolExecutor(8) as pool:
+        used = list(
+            pool.map(lambda _: client.post(client.kid or "", None, nonce=nonce).status, range(8))
+        )
+        bound = list(pool.map(lambda _: Client(both).register(handover).status, range(8)))
+        ordered = list(pool.map(lambda _: client.order(*_NAMES).status, range(8)))
+        done = list(pool.map(lambda _: client.finalize(order, csr_for(*_NAMES)).status, range(8)))
+    assert sorted(used) == [200] + [400] * 7
+    assert sorted(bound) == [201] + [403] * 7
+    assert set(ordered) == {201}
+    assert set(done) <= {200, 403}
+    assert len(client.get(f"{client.kid}/orders").json["orders"]) == 9
+    assert violations(both.core, []) == []
+
+
+@pytest.mark.row("ACME-152")
+def test_the_whole_way(both: Live) -> None:
+    client = registered(both, *_NAMES)
+    done = client.issue(*_NAMES)
+    client.issue(*_NAMES)
+    assert client.post("revoke-cert", {"certificate": b64(done.der)}).status == 200
+    assert violations(both.core, [done.der]) == []
