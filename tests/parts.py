@@ -2,7 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from cryptography import x509
@@ -42,6 +42,18 @@ APPLICANTS: dict[str, dict[str, Any]] = {
     "server": {"names": ("dns:www.example.ac.jp",)},
     "officer": {"name": "Hanako Sato", "email": "hanako@example.ac.jp"},
 }
+
+
+class StillClock(MovableClock):
+    """A time that passes only when a test says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._start = super().now()
+
+    def now(self) -> datetime:
+        """Return the moment it was made plus what it was advanced by."""
+        return self._start + self.offset
 
 
 @dataclass(frozen=True, slots=True)
