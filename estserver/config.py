@@ -55,7 +55,7 @@ def parse_duration(value: object) -> object:
     """
     if not isinstance(value, str):
         return value
-    match = re.fullmatch(r"(\d{1,6})([smhdw])", value.strip())
+    match = re.fullmatch(r"([0-9]{1,6})([smhdw])", value.strip())
     if match is None:
         raise ValueError("is not a duration such as 90d, 12h, 30m or 10s")
     return timedelta(**{_UNITS[match[2]]: int(match[1])})
@@ -250,6 +250,8 @@ class Mail(_Section):
     username: str | None = None
     password_file: Path | None = None
     sender: str = "estserver@localhost"
+    administrator: str | None = None
+    """Who is told of dead PINs and replacements; none: the sender's own mailbox."""
     give_up_after: Duration = timedelta(hours=48)
 
 
@@ -359,6 +361,23 @@ class Settings(BaseSettings):
             if "acme" in listener.serves:
                 return f"{listener.url}/acme"
         return None
+
+    def secret_files(self) -> list[Path]:
+        """List every file that nobody but its owner may read, whether it exists or not."""
+        named = [self.secrets.master, self.secrets.passphrase]
+        named += [issuer.key for issuer in self.issuers.values()]
+        named += [path for path in (self.mail.password_file,) if path is not None]
+        # Certificates of our own, made by `serve`, and the root's key where it still lies here.
+        found = [*self.path(Path("keys")).glob("*.pem"), *self.path(Path("ca")).glob("*.key")]
+        return list(dict.fromkeys([*(self.path(path) for path in named), *found]))
+
+    @property
+    def database_file(self) -> Path | None:
+        """The SQLite file, or None where the database is a server."""
+        prefix = "sqlite:///"
+        if not self.database_url.startswith(prefix):
+            return None
+        return Path(self.database_url.removeprefix(prefix))
 
     @property
     def database_url(self) -> str:
