@@ -477,7 +477,7 @@ def test_twenty_keys_at_once_get_one_certificate(shared: Live) -> None:
     assert {one.status for one in replies} <= {200, 403}
     assert any(one.status == 200 for one in replies)
     assert client.get(reply.header("Location")).json["status"] == "valid"
-    number = shared.core.invitations.page(limit=1)[0].number
+    number = client.invitation
     assert len(shared.core.ra.of_invitation(number)) == 1
     assert shared.core.invitations.get(number).units_used == 1
 
@@ -503,7 +503,7 @@ def test_a_break_at_any_point_of_an_issuance_leaves_one_certificate(live: Live, 
     assert x509.load_pem_x509_certificates(body)[0].public_key() == key.public_key()
     leaf = x509.load_pem_x509_certificates(body)[0].public_bytes(Encoding.DER)
     assert violations(live.core, [leaf]) == []
-    number = live.core.invitations.page(limit=1)[0].number
+    number = client.invitation
     issued = live.core.ra.of_invitation(number)
     assert len([record for _, record in issued if record is not None]) == 1
     assert live.core.invitations.get(number).units_used == 1
@@ -544,7 +544,7 @@ def test_a_revoked_certificate_is_not_renewed_for_nothing(live: Live) -> None:
     first = client.issue(*_NAMES)
     assert client.post("revoke-cert", {"certificate": b64(first.der)}).status == 200
     client.issue(*_NAMES)
-    number = live.core.invitations.page()[0].number
+    number = client.invitation
     assert live.core.invitations.get(number).units_used == 2
 
 
@@ -562,7 +562,7 @@ def test_an_officers_decision_is_awaited(live: Live) -> None:
     assert (done.status, done.json["status"]) == (200, "processing")
     assert int(done.header("Retry-After")) > 0
     client.finalize(reply.json, csr_for(*_NAMES)).refused(403, "orderNotReady")
-    number = live.core.invitations.page()[0].number
+    number = client.invitation
     (enrollment, _), *_ = live.core.ra.of_invitation(number)
     live.core.ra.approve(enrollment.id, by="officer", origin=ORIGIN)
     live.core.ra.finish(ORIGIN)

@@ -162,6 +162,7 @@ class Client:
     live: Live
     key: AccountPrivateKey = field(default_factory=new_key)
     kid: str | None = None
+    invitation: str = ""
 
     @property
     def base(self) -> str:
@@ -252,6 +253,7 @@ class Client:
         """Make the account, bound to an invitation if one is given."""
         payload: dict[str, Any] = {"termsOfServiceAgreed": True, **fields}
         if handover is not None:
+            self.invitation = handover.invitation.number
             payload.setdefault("externalAccountBinding", self.binding(*eab(self.live, handover)))
         reply = self.post("new-account", payload, jwk=True)
         if reply.status in {200, 201}:
