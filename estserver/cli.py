@@ -215,7 +215,9 @@ def invite(  # noqa: PLR0913 - one argument an option
 @click.pass_obj
 def migrate_command(operator: Operator) -> None:
     """Bring the database to the newest schema."""
-    store = Store(operator.settings().database_url, SystemClock())
+    settings = operator.settings()
+    server.require_database_file(settings)
+    store = Store(settings.database_url, SystemClock())
     try:
         click.echo(f"The database has schema {migrate(store)}.")
     finally:

@@ -255,10 +255,10 @@ def print_handover(core: Core, handover: Handover) -> None:
     invitation = handover.invitation
     access = "" if handover.pin is None else handover.pin.reveal()
     click.echo(f"Invitation {invitation.number}: {invitation.profile} for {invitation.label}")
-    click.echo(
-        f"  good until {shown(invitation.expires_at)}, for {invitation.units} "
-        f"certificate{'s' * (invitation.units > 1)}"
-    )
+    good_for = f"{invitation.units} certificate{'s' * (invitation.units > 1)}"
+    if invitation.renewal_pin:
+        good_for = "renewing its newest certificate once"
+    click.echo(f"  good until {shown(invitation.expires_at)}, for {good_for}")
     if invitation.state is InvitationState.HELD:
         click.echo(
             "  held back: opens with `estserver invitations release "

@@ -7,7 +7,6 @@ import asyncio
 import ipaddress
 import logging
 import shutil
-import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -19,7 +18,7 @@ from urllib.parse import urlsplit
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from estserver.ca.keys import generate_key
+from estserver.ca.keys import generate_key, readable_by_others
 from estserver.config import Listener, Settings
 from estserver.errors import Error
 from estserver.model import (
@@ -89,17 +88,8 @@ def _guarded(name: str, findings: Iterator[Finding]) -> Iterator[Finding]:
 
 def _secret_files(settings: Settings, _clock: Clock) -> Iterator[Finding]:
     """Look for secrets that others than their owner can read."""
-    secrets = [settings.secrets.master, settings.secrets.passphrase]
-    secrets += [issuer.key for issuer in settings.issuers.values()]
-    secrets += [path for path in (settings.mail.password_file,) if path is not None]
-    # Certificates of our own, made by `serve`, and the root's key where it still lies here.
-    extra = [*settings.path(Path("keys")).glob("*.pem"), *settings.path(Path("ca")).glob("*.key")]
-    paths = dict.fromkeys([*(settings.path(path) for path in secrets), *extra])
-    open_to_others = []
-    for path in paths:
-        mode = stat.S_IMODE(path.stat().st_mode)
-        if mode & 0o077:
-            open_to_others.append(f"{path} has mode {mode:04o}, must be 0600")
+    paths = settings.secret_files()
+    open_to_others = readable_by_others(paths)
     if open_to_others:
         yield Finding("secrets", Verdict.BAD, "; ".join(open_to_others))
     else:

@@ -273,6 +273,9 @@ def _supersede(tx: Transaction, row: CertificateRecord, origin: Origin) -> None:
             recipient=invitation.email,
             values={"serial": row.serial_hex},
         )
+    if invitation is not None:
+        values = {"serial": row.serial_hex}
+        registrations.tell_administrator(tx, "replaced-told", invitation, row.enrollment, values)
 
 
 def abandon(tx: Transaction, identifier: str, origin: Origin) -> None:

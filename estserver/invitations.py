@@ -277,6 +277,8 @@ class Invitations:
             Event("pin.dead", "server", f"invitation {invitation.number}", {"failures": DEAD_AT}),
             Origin("", "server"),
         )
+        once = f"{invitation.number}-{invitation.pin_generation}"
+        registrations.tell_administrator(tx, "pin-dead", invitation, once, {})
 
     def redeem(
         self, number: str, typed: Secret, *, source: str, counted: bool = True

@@ -4,6 +4,7 @@ The only place that reads the clock and starts anything.
 """
 
 import asyncio
+import os
 import signal
 import ssl
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
@@ -18,7 +19,7 @@ from cryptography import x509
 from estserver import failpoints, logs
 from estserver.authentication import Authenticator
 from estserver.ca.issuer import Issuer, StatusURLs
-from estserver.ca.keys import load_key, read_secret
+from estserver.ca.keys import load_key, read_secret, readable_by_others
 from estserver.config import Listener, Settings
 from estserver.errors import ConfigurationError, Error, Fault, Unavailable
 from estserver.invitations import Invitations
@@ -126,6 +127,7 @@ def open_core(settings: Settings, clock: Clock, *, with_keys: bool) -> Core:
             for name, chain in chains.items()
         }
     profiles = _build_profiles(settings, chains)
+    require_database_file(settings)
     store = Store(settings.database_url, clock)
     try:
         require_current(store)
@@ -155,6 +157,19 @@ def open_core(settings: Settings, clock: Clock, *, with_keys: bool) -> Core:
     except BaseException:
         store.close()
         raise
+
+
+def require_database_file(settings: Settings) -> None:
+    """Raise ConfigurationError if the SQLite file is gone.
+
+    SQLite would make an empty one: a CA that has forgotten what it issued and revoked.
+    """
+    path = settings.database_file
+    if path is not None and not path.exists():
+        raise ConfigurationError(
+            f"{path} does not exist: restore it from a backup (an empty file made by hand and "
+            "`estserver migrate` begin a new database, which knows no certificate)"
+        )
 
 
 def _build_profiles(
@@ -247,6 +262,8 @@ class Server:
         log.info("server.started", directory=str(self._core.settings.directory), ports=self.ports)
 
     def _prepare(self) -> None:
+        for sentence in readable_by_others(self._core.settings.secret_files()):
+            log.warning("secret.exposed", error=sentence)
         try:
             self._core.ra.finish(_ORIGIN)
         except Fault:
@@ -304,7 +321,13 @@ class Server:
             context = await self.services.run(self._context, listener)
             self._contexts.append((context, listener))
         limits = self._core.settings.limits
-        runner, listening = await listen(listener, doors, context, limits)
+        try:
+            runner, listening = await listen(listener, doors, context, limits)
+        except OSError as error:
+            raise ConfigurationError(
+                f"listeners.{name}: cannot listen on {listener.bind} port {listener.port}: "
+                f"{os.strerror(error.errno or 0).lower()}"
+            ) from error
         self._runners.append(runner)
         self._sockets.append(listening)
         self.ports[name] = listening.sockets[0].getsockname()[1]
@@ -337,6 +360,7 @@ class Server:
                 load_certificate(context, files, self._passphrase)
             except Error as error:
                 log.error("certificate.reload-failed", error=error.detail)  # noqa: TRY400 - says it all
+        log.info("server.reloaded", directory=str(self._core.settings.directory))
 
     def _usable_files(self, listener: Listener) -> TLSFiles:
         files = self._files(listener)

@@ -512,7 +512,9 @@ def test_migrate_makes_a_database_and_does_no_harm_twice(shell: Shell) -> None:
 
 def test_without_a_database_every_command_says_what_to_do(shell: Shell) -> None:
     (shell.directory / "estserver.db").unlink()
-    assert "run `estserver migrate`" in shell.refused("invitations", "list")
+    for command in (("invitations", "list"), ("migrate",)):
+        assert "restore it from a backup" in shell.refused(*command)
+    assert not (shell.directory / "estserver.db").exists()
 
 
 def _verdicts(shell: Shell, status: int = 0) -> dict[str, tuple[str, str]]:

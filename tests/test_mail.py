@@ -17,10 +17,10 @@ from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 
 from estserver import config
-from estserver.errors import BadInput, ConfigurationError
-from estserver.invitations import Registration
+from estserver.errors import BadCredentials, BadInput, ConfigurationError
+from estserver.invitations import DEAD_AT, Registration
 from estserver.mail import LetterWriter, PostOffice
-from estserver.model import Door, Invitation, Language, Origin
+from estserver.model import Door, Invitation, Language, Origin, Secret
 from estserver.server import Core, open_core
 from estserver.store import Transaction, registrations
 from estserver.store.registrations import Letter
@@ -260,6 +260,23 @@ async def test_what_an_applicant_is_called_stands_in_no_header(office: Office, s
     (message,) = sink.messages()
     assert all("free money" not in str(value) for value in message.values())
     assert "Subject: free money" in _text(message)
+
+
+async def test_the_administrator_is_told_of_a_pin_that_guessing_killed(
+    make_office: MakeOffice, sink: Sink
+) -> None:
+    office = make_office(_smtp(sink.port) + 'administrator = "ra@example.org"\n')
+    invitation = office.invite()
+    assert await office.deliver() == 1
+    wrong = Secret("000-000-000")
+    for _ in range(DEAD_AT):
+        with pytest.raises(BadCredentials):
+            office.core.invitations.confirm(invitation, wrong, source="192.0.2.1")
+        office.clock.advance(timedelta(minutes=2))
+    assert await office.deliver() == 1
+    message = sink.messages()[-1]
+    assert message["To"] == "ra@example.org"
+    assert invitation.number in _text(message)
 
 
 # -- templates -------------------------------------------------------------------------------------

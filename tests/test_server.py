@@ -1,6 +1,7 @@
 """The composition root: what SIGHUP takes, what runs by itself, which files TLS uses."""
 
 import asyncio
+import socket
 import ssl
 from collections.abc import Callable
 from datetime import timedelta
@@ -15,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from estserver import config, server
 from estserver.errors import ConfigurationError, Fault, Unavailable
 from estserver.model import CertificateState, EnrollmentState
+from estserver.server import open_core
 from estserver.store import certificates
 from estserver.store.tables import audit_events
 from tests.live import ORIGIN, Holder, Live, Workshop, basic, make_csr, new_key
@@ -262,3 +264,26 @@ def test_a_server_without_its_database_is_alive_and_not_ready(live: Live) -> Non
     finally:
         gone.rename(live.directory)
     assert live.request("GET", "/readyz", listener="management").status == 200
+
+
+def test_a_lost_database_file_stops_the_start_and_is_not_made_anew(
+    template: Path, tmp_path: Path
+) -> None:
+    live = Workshop(template).make(tmp_path / "instance", start=False)
+    path = live.settings.database_file
+    assert path is not None
+    path.unlink()
+    with pytest.raises(ConfigurationError, match="does not exist: restore it from a backup"):
+        open_core(live.settings, live.clock, with_keys=False)
+    assert not path.exists()
+
+
+def test_a_port_that_is_taken_stops_the_start_and_names_the_listener(
+    template: Path, tmp_path: Path
+) -> None:
+    live = Workshop(template).make(tmp_path / "instance", start=False)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", live.settings.listeners.status.port))
+        taken.listen()
+        with pytest.raises(ConfigurationError, match=r"listeners\.status: cannot listen on"):
+            live.start()

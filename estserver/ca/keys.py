@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import stat
+from collections.abc import Iterable
 from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -79,6 +81,18 @@ def write_private(path: Path, content: bytes) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def readable_by_others(paths: Iterable[Path]) -> list[str]:
+    """Say of each file that others than its owner may read, which mode it has.
+
+    Raises OSError: a file is not there.
+    """
+    return [
+        f"{path} has mode {mode:04o}, must be 0600"
+        for path in paths
+        if (mode := stat.S_IMODE(path.stat().st_mode)) & 0o077
+    ]
 
 
 def read_secret(path: Path) -> Secret:

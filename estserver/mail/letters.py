@@ -26,16 +26,23 @@ from estserver.errors import BadInput, ConfigurationError
 from estserver.model import Invitation, Language
 from estserver.names import parse_general_name
 from estserver.profiles import Profile
-from estserver.store.registrations import Letter
+from estserver.store.registrations import ADMINISTRATOR, Letter
 
-TEMPLATES = ("invitation", "replaced")
+TEMPLATES = ("invitation", "replaced", "pin-dead", "replaced-told")
 _FOLDER = Path(__file__).parent / "templates"
 _BRANDING = frozenset({"organization", "service"})
 _PLACEHOLDERS = {
     "invitation": _BRANDING | {"support", "name", "profile", "number", "url", "pin", "expires"},
     "replaced": _BRANDING | {"support", "name", "profile", "number", "serial"},
+    "pin-dead": _BRANDING | {"support", "name", "profile", "number"},
+    "replaced-told": _BRANDING | {"support", "name", "profile", "number", "serial"},
 }
-_NEEDED = {"invitation": "url", "replaced": "serial"}
+_NEEDED = {
+    "invitation": "url",
+    "replaced": "serial",
+    "pin-dead": "number",
+    "replaced-told": "serial",
+}
 # 7 bit: quoted-printable or base64 by what is shorter, so that no relay can refuse 8BITMIME.
 _POLICY = SMTP.clone(cte_type="7bit")
 
@@ -54,11 +61,14 @@ class LetterWriter:
         profiles: Mapping[str, Profile],
         url_of: Callable[[Invitation], str | None],
         folder: Path = _FOLDER,
+        *,
+        administrator: str | None = None,
     ) -> None:
         self._branding = branding
         self._profiles = profiles
         self._url_of = url_of
         self._sender = _sender(sender)
+        self._administrator = administrator or self._sender
         environment = jinja2.Environment(  # noqa: S701 - plain text: names must stay as they are
             undefined=jinja2.StrictUndefined, keep_trailing_newline=False, trim_blocks=True
         )
@@ -92,13 +102,23 @@ class LetterWriter:
         message = EmailMessage(policy=_POLICY)
         message["Subject"] = subject.render(**branding)
         message["From"] = Address(branding["service"], addr_spec=self._sender)
-        message["To"] = Address(addr_spec=_address(letter.recipient))
+        recipient = self.recipient(letter)
+        message["To"] = Address(addr_spec=recipient)
         message["Date"] = letter.created_at
         message["Message-ID"] = f"<{letter.id}@{self._sender.rpartition('@')[2]}>"
         message["Auto-Submitted"] = "auto-generated"
         message["Content-Language"] = language.value
         message.set_content(text.strip() + "\n")
         return message
+
+    def recipient(self, letter: Letter) -> str:
+        """Return the address a letter goes to. Raises BadInput: it is no plain address.
+
+        Rows for the administrator name the role: whoever holds it when the mail leaves gets it.
+        """
+        if letter.recipient == ADMINISTRATOR:
+            return self._administrator
+        return _address(letter.recipient)
 
     def _branded(self, language: Language) -> dict[str, str]:
         branding = self._branding
@@ -111,8 +131,10 @@ class LetterWriter:
         return profile if known is None else known.title(language.value)
 
     def _values(self, letter: Letter, invitation: Invitation) -> dict[str, str]:
-        if letter.template == "replaced":
+        if letter.template in {"replaced", "replaced-told"}:
             return {"serial": _with_colons(letter.values["serial"])}
+        if letter.template == "pin-dead":
+            return {}
         url = self._url_of(invitation)
         if url is None:
             raise BadInput(f"invitation {invitation.number} has no web door")

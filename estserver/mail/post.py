@@ -67,7 +67,13 @@ class PostOffice:
         """
         file = settings.mail.password_file
         password = None if file is None else read_secret(settings.path(file))
-        writer = LetterWriter(settings.branding, settings.mail.sender, profiles, url_of)
+        writer = LetterWriter(
+            settings.branding,
+            settings.mail.sender,
+            profiles,
+            url_of,
+            administrator=settings.mail.administrator,
+        )
         return cls(store, writer, settings.mail, password)
 
     @property
@@ -118,7 +124,7 @@ class PostOffice:
                     message = await asyncio.to_thread(self._lease, letter)
                     if message is None:
                         continue
-                    error = await self._send(smtp, message, letter.recipient)
+                    error = await self._send(smtp, message, self._writer.recipient(letter))
                     if error is None:
                         await asyncio.to_thread(self._note_sent, letter)
                         sent += 1

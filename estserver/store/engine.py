@@ -265,7 +265,8 @@ def database_errors() -> Iterator[None]:
 
 
 def _busy() -> Unavailable:
-    return Unavailable("the database cannot take this now", retry_after=timedelta(seconds=5))
+    sentence = "the database is busy or cannot be written now: try again"
+    return Unavailable(sentence, retry_after=timedelta(seconds=5))
 
 
 def _engine(url: str) -> sa.Engine:

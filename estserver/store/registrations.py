@@ -22,6 +22,10 @@ class PINHash:
     digest: bytes
 
 
+ADMINISTRATOR = "administrator"
+"""Recipient of letters to whoever administers the service when they leave."""
+
+
 @dataclass(frozen=True, slots=True)
 class Letter:
     """One mail in the outbox: rendered when it is sent, so that no secret lies here."""
@@ -363,6 +367,20 @@ def post(
         tries=0,
         created_at=tx.at,
         due_at=tx.at,
+    )
+
+
+def tell_administrator(
+    tx: Transaction, template: str, invitation: Invitation, once: str, values: dict[str, str]
+) -> None:
+    """Put a letter to the administrator into the outbox, one for each `once`."""
+    post(
+        tx,
+        identifier=f"{template}-{once}",
+        template=template,
+        invitation=invitation,
+        recipient=ADMINISTRATOR,
+        values=values,
     )
 
 

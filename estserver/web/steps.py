@@ -83,7 +83,6 @@ class StepPages:
                 for a in grant.subject
             ],
             names=[name.split(":", 1) for name in sorted(map(format_general_name, grant.names))],
-            organization=self._organization(request, invitation),
             issuer=facts(issuer.public_bytes(Encoding.DER)),
             until=min(now + profile.settings.validity, issuer.not_valid_after_utc),
             replaced=None if replaced is None else facts(replaced.der),

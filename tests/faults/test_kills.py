@@ -72,6 +72,7 @@ class Client:
 
     live: Live
     handover: Handover
+    patience: int = PATIENCE_SECONDS
     received: list[bytes] = field(default_factory=list)
     final: int = 0
 
@@ -79,7 +80,7 @@ class Client:
         body = base64.b64encode(make_csr(new_key()))
         headers = {"Content-Type": "application/pkcs10", "Authorization": basic(self.handover)}
         context = self.live.tls()
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + self.patience
         pause = threading.Event()
         while time.monotonic() < deadline:
             port = self.live.settings.listeners.devices.port
@@ -131,7 +132,11 @@ def _run_killed(process: Process, failpoint: str, kills: int, seed: int) -> list
     clients: list[Client] = []
     threads: list[threading.Thread] = []
     for _ in range(kills):
-        fresh = [Client(process.live, handover) for handover in _invite(process.live, CLIENTS)]
+        # The first clients may have to wait until the last kill is over.
+        patience = PATIENCE_SECONDS * kills
+        fresh = [
+            Client(process.live, handover, patience) for handover in _invite(process.live, CLIENTS)
+        ]
         clients += fresh
         process.start(f"{failpoint}:{chance.randint(1, CLIENTS)}:kill")
         for client in fresh:
@@ -146,9 +151,7 @@ def _run_killed(process: Process, failpoint: str, kills: int, seed: int) -> list
         f"I3: a client ended with {client.final}" for client in clients if client.final != 200
     ]
     findings += [
-        "the same question got two answers"
-        for client in clients
-        if len(set(client.received)) > 1
+        "the same question got two answers" for client in clients if len(set(client.received)) > 1
     ]
     core = open_core(process.live.settings, process.live.clock, with_keys=True)
     try:
