@@ -82,7 +82,8 @@ class Chromium:
             locale=locale,
             color_scheme="dark" if dark else "light",
         )
-        context.set_default_timeout(20_000)
+        # Two cores make an RSA key, and the machine may have other things to do.
+        context.set_default_timeout(60_000)
         return context.new_page()
 
 

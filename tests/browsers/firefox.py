@@ -25,7 +25,7 @@ from marionette_driver.marionette import ActionSequence, Marionette, WebElement
 from marionette_driver.wait import Wait
 
 BINARY = "/usr/bin/firefox-esr"
-_SECONDS = 20
+_SECONDS = 60
 _DEPARTING = (
     JavascriptException,
     NoSuchElementException,
