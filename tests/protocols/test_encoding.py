@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from typing import cast
 
 import pytest
-from asn1crypto import cms, core  # type: ignore[import-untyped]  # has none
+from asn1crypto import cms, core
 from asn1crypto import x509 as asn1crypto_x509
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
