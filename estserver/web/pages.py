@@ -3,6 +3,7 @@
 import hashlib
 import mimetypes
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
 from urllib.parse import quote
@@ -39,8 +40,8 @@ from estserver.errors import (
 from estserver.http import BodyTooLarge, SlowBody, UnsupportedMediaType
 from estserver.model import Language
 from estserver.protocols import Services
-from estserver.web.catalogue import read_catalogues
-from estserver.web.standing import facts
+from estserver.web.catalogue import Catalogue, read_catalogues
+from estserver.web.standing import facts, serial_as_firefox
 
 # The status of the page that an error becomes: by its own class, else by the nearest base.
 # 403, not 401, where a PIN or certificate is missing: RFC 9110 §15.5.2 wants a challenge with 401,
@@ -248,11 +249,13 @@ class Site:
         """Return what a template says about an error: words, technical detail, reference."""
         words = self.catalogues[self.language(request)]
         seconds = http.retry_after_seconds(error)
+        known = {"seconds": seconds or "1", **_readable(error.values, words), **values}
+        # A fault's detail is for our log; where the words have the reason, it says nothing more.
+        telling = isinstance(error, BadCSR | BadInput | Conflict) and "reason" not in error.values
         return {
             "code": error.code,
-            "text": words.error(error, seconds=seconds or "1", **values),
-            # A fault's detail is for our log; ours to whom it may concern is the reference.
-            "detail": error.detail if isinstance(error, BadCSR | BadInput | Conflict) else None,
+            "text": words.error(error, **known),
+            "detail": error.detail if telling else None,
             "reference": request[http.REFERENCE],
             "back": request.get(HOME),
         }
@@ -315,6 +318,16 @@ class Site:
 def breakable(colon_hex: str) -> Markup:
     """Let a long colon hex wrap after its colons; what is copied from the page stays the same."""
     return Markup(":<wbr>").join(colon_hex.split(":"))
+
+
+def _readable(values: Mapping[str, str], words: Catalogue) -> Mapping[str, str]:
+    """Return an error's values the way the rest of a page writes serials and days."""
+    shown = dict(values)
+    if "serial" in shown:
+        shown["serial"] = serial_as_firefox(int(shown["serial"], 16))
+    if "date" in shown:
+        shown["date"] = words.date(datetime.fromisoformat(shown["date"]))
+    return shown
 
 
 def status_of(error: Error) -> int:

@@ -122,6 +122,9 @@ class RenewalProtocol:
         if der is None:
             verdict = NoCertificate("the browser showed no certificate")
         else:
+            language = await self._services.run(self._language, der)
+            if language is not None:
+                request[REGISTRATION_LANGUAGE] = language
             try:
                 record = await self._services.run(
                     self._services.authenticator.holder, CertificateCredential(der)

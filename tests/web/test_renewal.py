@@ -188,7 +188,7 @@ def test_an_expired_certificate_is_told_its_day(live: Live) -> None:
     visitor = Visitor(live, "devices", holder)
     page = visitor.get("/renew")
     assert page.status == 403
-    assert re.search(r"expired on \d{4}-\d\d-\d\d", page.seen)
+    assert re.search(r"expired on \w+ \d{1,2}, \d{4}", page.seen)
     tested = visitor.get("/test")
     assert 'data-verdict="expired"' in tested.text
     assert "The certificate expired on" in tested.seen
@@ -210,7 +210,7 @@ def test_too_early_says_when_to_come_back(make_live: MakeLive) -> None:
     _, holder = certified(live)
     page = Visitor(live, "devices", holder).get("/renew")
     assert page.status == 403
-    assert re.search(r"Come back on \d{4}-\d\d-\d\d or later", page.seen)
+    assert re.search(r"Come back on \w+ \d{1,2}, \d{4} or later", page.seen)
     live.clock.advance(timedelta(days=370))
     assert Visitor(live, "devices", holder).get("/renew").status == 200
 

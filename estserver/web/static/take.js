@@ -74,6 +74,10 @@ export async function startTake(main, chosen) {
       location.replace(data.others[other]);
       return;
     }
+  }
+  // The owner has confirmed to hold it: nothing is handed over any more.
+  if (here === null) return;
+  if (record === undefined) {
     here.remove();
     elsewhere.classList.remove('nojs-only');
     elsewhere.querySelector('.nojs-only')?.remove();
