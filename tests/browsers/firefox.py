@@ -110,6 +110,7 @@ class Firefox:
             # Without it scripts are not let into the browser's own window.
             app_args=["-remote-allow-system-access"],
             workspace=str(folder),
+            gecko_log=str(folder / "gecko.log"),
             prefs={
                 "browser.download.folderList": 2,
                 "browser.download.dir": str(self.downloads),
