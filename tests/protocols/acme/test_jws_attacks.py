@@ -228,9 +228,9 @@ BAD_KEYS: dict[str, tuple[str, dict[str, str]]] = {
     "RSA e=2": ("RS256", _jwk(kty="RSA", n=number64(_N), e=number64(2))),
     "RSA e=3": ("RS256", _jwk(kty="RSA", n=number64(_N), e=number64(3))),
     "RSA even n": ("RS256", _jwk(kty="RSA", n=number64(_N - 1), e="AQAB")),
-    "RSA close primes or small factor": (
+    "RSA with a small factor": (
         "RS256",
-        _jwk(kty="RSA", n=number64(3 * (_N | 1) >> 2 | 1), e="AQAB"),
+        _jwk(kty="RSA", n=number64(3 * ((1 << 2047) // 3 + 1 | 1)), e="AQAB"),
     ),
     "EC off its curve": ("ES256", _OFF_CURVE),
     "EC without y": ("ES256", {k: v for k, v in _P256.items() if k != "y"}),
