@@ -255,7 +255,7 @@ def pkix_linter() -> Callable[[x509.Certificate], tuple[set[str], set[str]]]:
     Raises ImportError: pkilint, which only development and `doctor` use, is not installed.
     """
     from pkilint import loader, validation  # noqa: PLC0415 - an optional package
-    from pkilint.pkix import certificate, extension, name  # noqa: PLC0415
+    from pkilint.pkix import certificate, extension, name  # noqa: PLC0415 - as above
 
     rules = certificate.create_pkix_certificate_validator_container(
         certificate.create_decoding_validators(

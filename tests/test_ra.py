@@ -170,7 +170,7 @@ def test_another_key_under_a_spent_pin_is_refused(both: Parts) -> None:
 
 
 @pytest.mark.row("EST-061", "A-35", "INC-27")
-def test_twenty_threads_and_two_processes_share_one_pin_and_one_gets_it(both: Parts) -> None:
+def test_twenty_threads_and_two_stores_share_one_pin_and_one_gets_it(both: Parts) -> None:
     handover = both.invite()
     other = both.another()
     with closing(other.store):
