@@ -23,6 +23,7 @@ from estserver.config import Settings
 from estserver.errors import Error
 from estserver.model import Origin
 from estserver.server import Core, SystemClock, open_core
+from estserver.settings import Log, parse_duration
 
 log = structlog.get_logger("estserver.cli")
 
@@ -85,7 +86,7 @@ class Commands(click.Group):
 def log_to_stderr(*, debug: bool) -> None:
     """Keep log lines away from stdout, which belongs to the command's answer."""
     level: Literal["debug", "warning"] = "debug" if debug else "warning"
-    logs.configure(config.Log(format="console", level=level), sys.stderr)
+    logs.configure(Log(format="console", level=level), sys.stderr)
 
 
 class DurationType(click.ParamType[timedelta]):
@@ -98,7 +99,7 @@ class DurationType(click.ParamType[timedelta]):
     ) -> timedelta:
         """Parse strictly; a number without a unit is refused."""
         try:
-            parsed = config.parse_duration(value)
+            parsed = parse_duration(value)
         except (ValueError, OverflowError):
             parsed = value
         if not isinstance(parsed, timedelta):

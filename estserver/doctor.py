@@ -19,7 +19,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from estserver.ca.keys import generate_key, readable_by_others
-from estserver.config import Listener, Settings
+from estserver.config import Settings
 from estserver.errors import Error
 from estserver.model import (
     Clock,
@@ -33,6 +33,7 @@ from estserver.model import (
 from estserver.names import parse_general_name
 from estserver.profiles import Profile
 from estserver.server import Core, open_core
+from estserver.settings import Listener
 from estserver.store import Store, health, require_current
 
 _EXPIRY_WARNING = timedelta(days=90)

@@ -21,7 +21,6 @@ from cryptography.exceptions import InvalidKey
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
 from estserver import pin
-from estserver.config import Limits
 from estserver.errors import (
     BadCredentials,
     BadInput,
@@ -42,6 +41,7 @@ from estserver.model import (
 )
 from estserver.names import check_text, parse_general_name
 from estserver.profiles import Profile
+from estserver.settings import Limits
 from estserver.store import Store, Transaction, registrations
 from estserver.store.registrations import PINHash
 from estserver.throttling import SourceThrottle

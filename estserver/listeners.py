@@ -15,10 +15,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from estserver import http
-from estserver.config import Limits, Listener
 from estserver.errors import ConfigurationError
 from estserver.model import Secret
 from estserver.protocols import EnrollmentProtocol
+from estserver.settings import Limits, Listener
 
 _NO_CHECK_TIME = 0x200000
 """X509_V_FLAG_NO_CHECK_TIME: expired certificates reach the application, which says so in words."""

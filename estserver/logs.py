@@ -12,7 +12,7 @@ from typing import TextIO
 import structlog
 from structlog.types import EventDict, Processor, WrappedLogger
 
-from estserver.config import Log
+from estserver.settings import Log
 
 _MAX_VALUE = 1024
 _NOISE_PER_MINUTE = 10

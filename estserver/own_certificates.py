@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from estserver.ca.keys import PrivateKey, encrypt_key, generate_key, load_key, write_private
-from estserver.config import ProfileSettings, Settings
+from estserver.config import Settings
 from estserver.csr import read_csr
 from estserver.errors import ConfigurationError, Fault, NotFound
 from estserver.model import (
@@ -34,6 +34,7 @@ from estserver.model import (
 )
 from estserver.names import parse_general_name
 from estserver.ra import EnrollmentRequest, RegistrationAuthority
+from estserver.settings import ProfileSettings
 
 TLS_PROFILE = "_tls"
 """A leading underscore keeps internal profiles from being EST labels."""

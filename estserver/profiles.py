@@ -13,7 +13,6 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
-from estserver.config import ProfileSettings
 from estserver.csr import CSR, allows
 from estserver.errors import (
     BadInput,
@@ -32,6 +31,7 @@ from estserver.names import (
     read_name,
     same_name,
 )
+from estserver.settings import ProfileSettings
 
 BACKDATE = timedelta(minutes=5)
 """How far notBefore lies in the past, for relying parties whose clocks run slow."""

@@ -20,7 +20,7 @@ from estserver import failpoints, logs
 from estserver.authentication import Authenticator
 from estserver.ca.issuer import Issuer, StatusURLs
 from estserver.ca.keys import load_key, read_secret, readable_by_others
-from estserver.config import Listener, Settings
+from estserver.config import Settings
 from estserver.errors import ConfigurationError, Error, Fault, Unavailable
 from estserver.invitations import Invitations
 from estserver.keyring import Keyring
@@ -35,6 +35,7 @@ from estserver.protocols.acme import ACMEProtocol, faults
 from estserver.protocols.est import ESTProtocol
 from estserver.protocols.status import StatusProtocol
 from estserver.ra import RegistrationAuthority
+from estserver.settings import Listener
 from estserver.status import StatusAuthority
 from estserver.store import Store, registrations, require_current
 from estserver.web.renewal import RenewalProtocol

@@ -18,7 +18,7 @@ from cryptography.x509.oid import NameOID
 from estserver.authentication import Authenticator
 from estserver.ca.issuer import Issuer, StatusURLs
 from estserver.ca.keys import PrivateKey, generate_key
-from estserver.config import IssuerSettings, Settings
+from estserver.config import Settings
 from estserver.csr import read_csr
 from estserver.invitations import Invitations
 from estserver.keyring import Keyring
@@ -38,6 +38,7 @@ from estserver.own_certificates import internal_profiles, ocsp_profile
 from estserver.profiles import Profile
 from estserver.protocols import Services
 from estserver.ra import EnrollmentRequest, RegistrationAuthority
+from estserver.settings import IssuerSettings
 from estserver.status import StatusAuthority
 from estserver.store import Store, migrate
 

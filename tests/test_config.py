@@ -9,17 +9,11 @@ import pytest
 
 from estserver import failpoints
 from estserver.ca.ceremony import create_instance
-from estserver.config import (
-    RESERVED_LABELS,
-    SHIPPED_PROFILES,
-    Settings,
-    find,
-    load,
-    parse_duration,
-)
+from estserver.config import RESERVED_LABELS, SHIPPED_PROFILES, Settings, find, load
 from estserver.errors import BadInput, ConfigurationError, Fault
 from estserver.keyring import Keyring, new_master
 from estserver.model import Door, Secret
+from estserver.settings import parse_duration
 from tests.live import MovableClock
 
 Write = Callable[[str], Path]

@@ -10,8 +10,8 @@ from types import ModuleType
 import pytest
 
 from estserver import pin
-from estserver.config import Limits
 from estserver.invitations import DEAD_AT, FREE_TRIES, MAX_DELAY_SECONDS
+from estserver.settings import Limits
 
 ROOT = Path(__file__).parent.parent
 

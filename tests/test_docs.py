@@ -9,8 +9,9 @@ import pytest
 from pydantic import BaseModel
 
 from estserver import config
-from estserver.config import IssuerSettings, ProfileSettings, Settings
+from estserver.config import Settings
 from estserver.errors import ConfigurationError
+from estserver.settings import IssuerSettings, ProfileSettings
 
 REFERENCE = Path(__file__).parent.parent / "conf/estserver.toml"
 _HEADING = re.compile(r"\[([a-z.]+)\]")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from estserver import config, pin
+from estserver import pin
 from estserver.authentication import PINCredential
 from estserver.errors import (
     BadCredentials,
@@ -22,6 +22,7 @@ from estserver.errors import (
 )
 from estserver.invitations import DEAD_AT, FREE_TRIES, MAX_DELAY_SECONDS, Handover, Registration
 from estserver.model import Door, InvitationState, Language, Secret
+from estserver.settings import Limits
 from estserver.store import Transaction, registrations
 from estserver.store.tables import attempts, audit_events, metadata
 from estserver.throttling import source_key
@@ -398,7 +399,7 @@ def test_the_right_pin_is_never_refused_for_the_failures_of_others(both: Parts) 
     handover = both.invite()
     assert handover.pin is not None
     number = handover.invitation.number
-    limit = config.Limits().guesses_per_source
+    limit = Limits().guesses_per_source
     for n in range(limit + 5):
         answer = redeem(both, number, wrong(pin.LONG))
         assert answer is not None
@@ -415,7 +416,7 @@ def test_the_right_pin_is_never_refused_for_the_failures_of_others(both: Parts) 
 def test_a_source_prefix_shares_its_count_across_numbers_restart_and_processes(
     both: Parts,
 ) -> None:
-    limit = config.Limits().guesses_per_source
+    limit = Limits().guesses_per_source
     for n in range(limit):
         redeem(both, f"{n}", wrong(pin.LONG), f"198.51.100.{n}")
     other = both.another()
@@ -444,7 +445,7 @@ def test_the_pages_count_for_the_same_source(parts: Parts) -> None:
 
 
 def test_strangers_who_flood_cause_no_more_writes(parts: Parts) -> None:
-    limit = config.Limits().guesses_per_source
+    limit = Limits().guesses_per_source
     for _ in range(limit + 50):
         redeem(parts, "1", wrong(pin.LONG))
     query = sa.select(attempts.c.failures)

@@ -22,6 +22,7 @@ from estserver.invitations import DEAD_AT, Registration
 from estserver.mail import LetterWriter, PostOffice
 from estserver.model import Door, Invitation, Language, Origin, Secret
 from estserver.server import Core, open_core
+from estserver.settings import Branding
 from estserver.store import Transaction, registrations
 from estserver.store.registrations import Letter
 from tests.live import Live, MovableClock, Workshop, free_ports
@@ -283,7 +284,7 @@ async def test_the_administrator_is_told_of_a_pin_that_guessing_killed(
 
 
 def _writer(folder: Path, sender: str = "pki@example.org") -> LetterWriter:
-    return LetterWriter(config.Branding(), sender, {}, lambda _: "https://localhost/e/x", folder)
+    return LetterWriter(Branding(), sender, {}, lambda _: "https://localhost/e/x", folder)
 
 
 @pytest.mark.parametrize(
@@ -392,7 +393,7 @@ async def test_a_server_that_hangs_costs_its_time_out_and_no_letter(
     impatient = PostOffice(
         office.core.store,
         LetterWriter(
-            config.Branding(),
+            Branding(),
             "pki@example.org",
             office.core.profiles,
             lambda _: "https://localhost/e/x",

@@ -21,11 +21,11 @@ from babel.dates import format_datetime
 from cryptography import x509
 from jinja2 import meta
 
-from estserver.config import Branding
 from estserver.errors import BadInput, ConfigurationError
 from estserver.model import Invitation, Language
 from estserver.names import parse_general_name
 from estserver.profiles import Profile
+from estserver.settings import Branding
 from estserver.store.registrations import ADMINISTRATOR, Letter
 
 TEMPLATES = ("invitation", "replaced", "pin-dead", "replaced-told")

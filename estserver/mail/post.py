@@ -16,11 +16,12 @@ import aiosmtplib
 import structlog
 
 from estserver.ca.keys import read_secret
-from estserver.config import Mail, Settings
+from estserver.config import Settings
 from estserver.errors import BadInput, Error, Unavailable
 from estserver.mail.letters import LetterWriter, as_text
 from estserver.model import Invitation, InvitationState, Secret
 from estserver.profiles import Profile
+from estserver.settings import Mail
 from estserver.store import Store, Transaction, registrations
 from estserver.store.registrations import Letter
 

@@ -12,9 +12,9 @@ from urllib.parse import parse_qsl
 from aiohttp import web
 
 from estserver import http
-from estserver.config import Limits
 from estserver.errors import BadInput
 from estserver.http import UnsupportedMediaType
+from estserver.settings import Limits
 
 _MAX_FIELDS = 32
 _BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]")

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 
-from estserver.config import Listeners, Settings
+from estserver.config import Settings
 from estserver.model import Clock
 from estserver.protocols.acme.addresses import AddressRules, Dialler, OwnListener, read_address
 from estserver.protocols.acme.caa import CAAPolicy
@@ -17,6 +17,7 @@ from estserver.protocols.acme.dns01 import DNS01, DNSPersist01
 from estserver.protocols.acme.http01 import HTTP01
 from estserver.protocols.acme.lookups import Lookups
 from estserver.protocols.acme.tlsalpn01 import TLSALPN01
+from estserver.settings import Listeners
 
 DEADLINE = timedelta(seconds=10)
 """What one validation may take, and once more the reading of CAA records after it."""

@@ -20,10 +20,11 @@ import dns.rdataclass
 import dns.rdatatype
 import dns.rrset
 
-from estserver.config import ACME, Listener, Listeners, Settings
+from estserver.config import Settings
 from estserver.model import Clock
 from estserver.protocols.acme.challenge import Challenge, ChallengeFailed
 from estserver.protocols.acme.validation import Validator
+from estserver.settings import ACME, Listener, Listeners
 from tests.live import MovableClock, free_ports
 
 TOKEN = "evaGxfADs6pSRb2LAv9IZf17Dt3juxGJ-PCt92wr-oA"

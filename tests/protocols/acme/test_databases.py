@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from estserver.config import Database
+from estserver.settings import Database
 from estserver.store import Store, migrate
 from tests.invariants import violations
 from tests.live import Live, Workshop

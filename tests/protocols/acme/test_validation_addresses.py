@@ -5,11 +5,11 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from estserver.config import Listener, Listeners
 from estserver.errors import ConfigurationError
 from estserver.protocols.acme.addresses import AddressRules, OwnListener
 from estserver.protocols.acme.challenge import ChallengeFailed
 from estserver.protocols.acme.validation import Validator
+from estserver.settings import Listener, Listeners
 from tests.protocols.acme.neighbourhood import (
     HOST,
     Host,
