@@ -108,6 +108,9 @@ def _listener_names(settings: Settings, clock: Clock) -> Iterator[Finding]:
             yield Finding(check, Verdict.BAD, f"{listener.url} is not https")
         elif url.scheme == "http":
             yield Finding(check, Verdict.OK, listener.url)
+        elif listener.socket is not None:
+            detail = f"{listener.url} is the front's, which comes by {listener.socket}"
+            yield Finding(check, Verdict.OK, detail)
         elif listener.certificate is not None:
             yield _given_certificate(settings, listener, url.hostname or "", check, clock.now())
         elif _host(url.hostname or "") not in {_host(host) for host in settings.hosts}:

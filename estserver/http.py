@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from estserver.errors import Error, Fault, Refused, Unavailable
 from estserver.failpoints import reach
+from estserver.front import FRONT
 from estserver.model import Origin
 
 log = structlog.get_logger("estserver.http")
@@ -90,18 +91,24 @@ def origin(request: web.Request) -> Origin:
 
 
 def source(request: web.Request) -> str:
-    """Return the peer's address, or `local` on a Unix socket."""
-    return request.remote or "local"
+    """Return the client's address; behind a front, the one the front tells."""
+    front = request.get(FRONT)
+    return request.remote or "local" if front is None else front.source(request)
 
 
 def peer_certificate(request: web.Request) -> bytes | None:
     """Return the client certificate of the TLS handshake, DER, or None if none was presented.
 
-    Its key was proven by the handshake; chain, time, EKU and revocation are for the application.
+    Its key was proven by the handshake; chain, time and revocation are for the application.
+    Raises BadInput, CertificateRefused: what the front of this listener says cannot be used.
     """
+    front = request.get(FRONT)
+    if front is not None:
+        der: bytes | None = front.certificate(request)
+        return der
     transport = request.transport
     ssl_object = None if transport is None else transport.get_extra_info("ssl_object")
-    der: bytes | None = None if ssl_object is None else ssl_object.getpeercert(binary_form=True)
+    der = None if ssl_object is None else ssl_object.getpeercert(binary_form=True)
     return der
 
 

@@ -1,14 +1,18 @@
 """Listeners: doors put behind one socket, TLS contexts, and connections that must not linger."""
 
 import asyncio
+import grp
+import os
+import socket
 import ssl
 import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
 from aiohttp import web
-from aiohttp.typedefs import Handler
+from aiohttp.typedefs import Handler, Middleware
 from aiohttp.web_protocol import RequestHandler
 from aiohttp.web_urldispatcher import AbstractRuleMatching, MatchedSubAppResource
 from cryptography import x509
@@ -16,14 +20,19 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from estserver import http
 from estserver.errors import ConfigurationError
+from estserver.front import FRONT, Front, peer_user, user_ids
 from estserver.model import Secret
 from estserver.protocols import EnrollmentProtocol
 from estserver.settings import Limits, Listener
+
+log = structlog.get_logger("estserver.listeners")
 
 _NO_CHECK_TIME = 0x200000
 """X509_V_FLAG_NO_CHECK_TIME: expired certificates reach the application, which says so in words."""
 _BACKLOG = 1024
 _KEEPALIVE_SECONDS = 75
+_FIELD_BYTES = 8190
+_FRONT_FIELD_BYTES = 32768
 _LINGER_SECONDS = 2
 """How long a body is read and thrown away after its refusal, which a reset would overtake."""
 
@@ -60,21 +69,28 @@ _spoken: weakref.WeakSet[asyncio.Transport] = weakref.WeakSet()
 """Connections that have sent the headers of at least one request."""
 
 
-@web.middleware
-async def _note_spoken(request: web.Request, handler: Handler) -> web.StreamResponse:
-    if request.transport is not None:
-        _spoken.add(request.transport)
-    return await handler(request)
+def _arrival(front: Front | None) -> Middleware:
+    """Make what every request passes first: its connection spoke, and who stands in front."""
+
+    @web.middleware
+    async def arrive(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.transport is not None:
+            _spoken.add(request.transport)
+        if front is not None:
+            request[FRONT] = front
+        return await handler(request)
+
+    return arrive
 
 
-def combine(doors: Sequence[EnrollmentProtocol]) -> web.Application:
+def combine(doors: Sequence[EnrollmentProtocol], front: Front | None = None) -> web.Application:
     """Put several doors behind one listener, the longest prefix first.
 
     aiohttp's add_subapp cannot mount at the root, and middlewares of a parent would leak into
-    every door, so each door keeps an application of its own. The parent's one middleware is there
-    for `_close_silent`; without any, aiohttp would not run those of the doors either.
+    every door, so each door keeps an application of its own. Without a middleware of the parent,
+    aiohttp would not run those of the doors either.
     """
-    parent = web.Application(middlewares=[_note_spoken])
+    parent = web.Application(middlewares=[_arrival(front)])
     parent.on_response_prepare.append(http.hide_software)
     for door in sorted(doors, key=lambda door: -len(door.prefix)):
         application = door.application()
@@ -148,7 +164,16 @@ def try_certificate(files: TLSFiles, passphrase: Secret) -> None:
 class _Connection(RequestHandler):
     """aiohttp's connection, but what is not HTTP is answered without version and without echo."""
 
-    __slots__ = ()
+    __slots__ = ("front",)
+
+    front: Front | None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin, unless this is a Unix socket and not the proxy is at its other end."""
+        super().connection_made(transport)
+        if self.front is not None and not self.front.trusts(transport):
+            log.warning("front.refused", error=f"user {peer_user(transport)} is no front user")
+            self.force_close()
 
     def handle_error(
         self,
@@ -170,10 +195,17 @@ async def listen(
     doors: Sequence[EnrollmentProtocol],
     context: ssl.SSLContext | None,
     limits: Limits,
+    directory: Path,
 ) -> tuple[web.AppRunner, asyncio.Server]:
-    """Open one listener; the caller closes the server first and cleans the runner up after."""
+    """Open one listener; the caller closes the server first and cleans the runner up after.
+
+    `directory` is where the path of a Unix socket starts. Raises ConfigurationError, OSError.
+    """
+    front = None
+    if listener.socket is not None:
+        front = Front(listener.front, user_ids(listener.front_users))
     runner = web.AppRunner(
-        combine(doors), handle_signals=False, shutdown_timeout=limits.request_seconds
+        combine(doors, front), handle_signals=False, shutdown_timeout=limits.request_seconds
     )
     await runner.setup()
     server = runner.server
@@ -190,12 +222,18 @@ async def listen(
             lingering_time=_LINGER_SECONDS,
             # Nobody here takes compressed bodies; unpacking one would be work for a stranger.
             auto_decompress=False,
+            # A certificate in a header is longer than headers of clients may be.
+            max_field_size=_FIELD_BYTES if front is None else _FRONT_FIELD_BYTES,
         )
+        protocol.front = front
         if len(server.connections) >= limits.connections:
             loop.call_soon(protocol.force_close)
         loop.call_later(limits.header_seconds, _close_silent, protocol)
         return protocol
 
+    if listener.socket is not None:
+        taken = unix_socket(directory / listener.socket, listener.socket_group)
+        return runner, await loop.create_unix_server(connected, sock=taken, backlog=_BACKLOG)
     listening = await loop.create_server(
         connected,
         listener.bind,
@@ -205,6 +243,45 @@ async def listen(
         ssl_handshake_timeout=None if context is None else limits.header_seconds,
     )
     return runner, listening
+
+
+def unix_socket(path: Path, group: str | None) -> socket.socket:
+    """Bind a Unix socket that its owner alone may open, or its owner and `group`.
+
+    What a dead server left at `path` is taken away; a living server's is not.
+    Raises ConfigurationError: another server listens there, there is no such group, or it is not
+    ours to give. Raises OSError.
+    """
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except FileNotFoundError:
+            pass
+        except ConnectionRefusedError:
+            path.unlink()
+        else:
+            raise ConfigurationError(f"{path}: another server listens there")
+    taken = socket.socket(socket.AF_UNIX)
+    try:
+        # Nobody may slip in between bind and chmod: the mode is that of the umask at bind.
+        before = os.umask(0o177)
+        try:
+            taken.bind(str(path))
+        finally:
+            os.umask(before)
+        if group is not None:
+            os.chown(path, -1, grp.getgrnam(group).gr_gid)
+            path.chmod(0o660)
+    except KeyError as error:
+        taken.close()
+        raise ConfigurationError(f"socket_group: there is no group {group}") from error
+    except PermissionError as error:
+        taken.close()
+        raise ConfigurationError(f"{path}: cannot be made, or given to {group}") from error
+    except BaseException:
+        taken.close()
+        raise
+    return taken
 
 
 def _close_silent(protocol: RequestHandler) -> None:

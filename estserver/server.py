@@ -318,20 +318,24 @@ class Server:
         self, name: str, listener: Listener, doors: Sequence[EnrollmentProtocol]
     ) -> None:
         context = None
-        if not set(listener.serves) <= _PLAIN:
+        if listener.socket is None and not set(listener.serves) <= _PLAIN:
             context = await self.services.run(self._context, listener)
             self._contexts.append((context, listener))
         limits = self._core.settings.limits
         try:
-            runner, listening = await listen(listener, doors, context, limits)
+            runner, listening = await listen(
+                listener, doors, context, limits, self._core.settings.directory
+            )
         except OSError as error:
+            where = listener.socket or f"{listener.bind} port {listener.port}"
             raise ConfigurationError(
-                f"listeners.{name}: cannot listen on {listener.bind} port {listener.port}: "
+                f"listeners.{name}: cannot listen on {where}: "
                 f"{os.strerror(error.errno or 0).lower()}"
             ) from error
         self._runners.append(runner)
         self._sockets.append(listening)
-        self.ports[name] = listening.sockets[0].getsockname()[1]
+        if listener.socket is None:
+            self.ports[name] = listening.sockets[0].getsockname()[1]
 
     def _context(self, listener: Listener) -> ssl.SSLContext:
         asks = bool(set(listener.serves) & _ASKS_FOR_CERTIFICATES)

@@ -61,6 +61,10 @@ class Secrets(_Section):
     passphrase: Path = Path("secrets/passphrase")
 
 
+FrontForm = Literal["rfc9440", "haproxy", "nginx"]
+"""How a proxy tells the client's certificate: `Client-Cert`, base64 DER, %-escaped PEM."""
+
+
 class Listener(_Section):
     """One socket: where it listens and how the world reaches it."""
 
@@ -71,6 +75,13 @@ class Listener(_Section):
     certificate: Path | None = None
     key: Path | None = None
     serves: tuple[str, ...]
+    socket: Path | None = None
+    """A Unix socket instead of bind and port, for a proxy that ends TLS on this machine."""
+    socket_group: str | None = None
+    """A group that may open the socket too (mode 0660); none: its owner alone (0600)."""
+    front: FrontForm = "rfc9440"
+    front_users: tuple[str, ...] = ()
+    """Users besides our own and root whose processes are believed at the socket."""
 
     @field_validator("url")
     @classmethod

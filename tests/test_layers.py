@@ -17,6 +17,7 @@ ROOMS = (
     ("authentication", "intents"),
     ("ra", "status"),
     ("own_certificates",),
+    ("front",),
     ("http",),
     ("protocols", "web", "management"),
     ("logs", "listeners"),
@@ -30,7 +31,7 @@ OWN_TABLES = {
     "estserver.protocols.acme.tables",
 }
 LIBRARIES = {
-    "aiohttp": {"http", "protocols", "web", "management", "listeners", "server"},
+    "aiohttp": {"front", "http", "protocols", "web", "management", "listeners", "server"},
     "sqlalchemy": {"store"},
     "alembic": {"store"},
     "josepy": {"protocols"},
