@@ -1,4 +1,4 @@
-"""ACME's own tables; revision 0002 makes them. What follows from other columns has none."""
+"""ACME's own tables. What follows from other columns has none."""
 
 import sqlalchemy as sa
 
@@ -35,7 +35,9 @@ orders = sa.Table(
     sa.Column("authorizations", sa.JSON, nullable=False),
     sa.Column("replaces", sa.Text, index=True),
     sa.Column("error", sa.JSON),
-    sa.Column("expires_at", sa.BigInteger, nullable=False),
+    sa.Column("not_before", sa.BigInteger),
+    sa.Column("not_after", sa.BigInteger),
+    sa.Column("expires_at", sa.BigInteger, nullable=False, index=True),
     sa.Column("created_at", sa.BigInteger, nullable=False),
     sa.Index(None, "account", "created_at", "id"),
 )
@@ -49,7 +51,9 @@ authorizations = sa.Table(
     sa.Column("wildcard", sa.Boolean, nullable=False),
     sa.Column("rule", sa.Text),
     sa.Column("deactivated", sa.Boolean, nullable=False),
-    sa.Column("expires_at", sa.BigInteger, nullable=False),
+    # Made by newAuthz, before there was any order.
+    sa.Column("early", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("expires_at", sa.BigInteger, nullable=False, index=True),
     sa.Column("created_at", sa.BigInteger, nullable=False),
     sa.Index(None, "account", "value"),
 )
@@ -74,4 +78,17 @@ challenges = sa.Table(
     sa.Column("error", sa.JSON),
     sa.CheckConstraint("status IN ('pending', 'processing', 'valid', 'invalid')", name="status"),
     sa.Index(None, "status", "due_at"),
+)
+failures = sa.Table(
+    "acme_failures",
+    metadata,
+    sa.Column("account", sa.Text, sa.ForeignKey("acme_accounts.id"), primary_key=True),
+    # SHA-256 of `identifiers`, which can be longer than an index takes.
+    sa.Column("digest", sa.LargeBinary, primary_key=True),
+    sa.Column("identifiers", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("count", sa.Integer, nullable=False),
+    sa.Column("first_at", sa.BigInteger, nullable=False),
+    sa.Column("last_at", sa.BigInteger, nullable=False, index=True),
+    sa.Column("paused_at", sa.BigInteger, index=True),
 )
