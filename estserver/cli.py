@@ -22,11 +22,11 @@ from estserver.cli_output import (
     print_json,
 )
 from estserver.cli_records import certificates, enrollments, invitations, mail_out
+from estserver.core import SystemClock, require_database_file
 from estserver.doctor import Verdict, examine
 from estserver.errors import BadInput
 from estserver.invitations import Registration
 from estserver.model import Door, KeyType, Language
-from estserver.server import SystemClock
 from estserver.store import Store, migrate
 from estserver.verification import verify
 
@@ -216,7 +216,7 @@ def invite(  # noqa: PLR0913 - one argument an option
 def migrate_command(operator: Operator) -> None:
     """Bring the database to the newest schema."""
     settings = operator.settings()
-    server.require_database_file(settings)
+    require_database_file(settings)
     store = Store(settings.database_url, SystemClock())
     try:
         click.echo(f"The database has schema {migrate(store)}.")

@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 from cryptography import x509
 
+from estserver.core import Core
 from estserver.external_binding import acme_binding
 from estserver.model import Door, Invitation
-from estserver.server import Core
 
 
 def acme_row(core: Core, invitation: Invitation) -> dict[str, str] | None:

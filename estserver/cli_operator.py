@@ -20,9 +20,9 @@ import structlog
 
 from estserver import config, logs
 from estserver.config import Settings
+from estserver.core import Core, SystemClock, open_core
 from estserver.errors import Error
 from estserver.model import Origin
-from estserver.server import Core, SystemClock, open_core
 from estserver.settings import Log, parse_duration
 
 log = structlog.get_logger("estserver.cli")

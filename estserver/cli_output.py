@@ -20,6 +20,7 @@ from rich.text import Text
 from estserver.ca.ceremony import fingerprint
 from estserver.cli_acme import acme_row, print_acme
 from estserver.config import Settings
+from estserver.core import Core
 from estserver.errors import ConfigurationError
 from estserver.invitations import Handover
 from estserver.model import (
@@ -31,7 +32,6 @@ from estserver.model import (
     KeyType,
 )
 from estserver.names import display_name, format_general_name
-from estserver.server import Core
 
 Row = Mapping[str, object]
 _PLAIN_WIDTH = 200

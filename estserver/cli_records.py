@@ -22,6 +22,7 @@ from estserver.cli_output import (
     print_json,
     print_rows,
 )
+from estserver.core import Core
 from estserver.errors import Conflict, NotFound
 from estserver.model import (
     CertificateRecord,
@@ -30,7 +31,6 @@ from estserver.model import (
     Invitation,
     RevocationReason,
 )
-from estserver.server import Core
 from estserver.store import certificates as certificate_rows
 from estserver.store import registrations
 

@@ -32,7 +32,7 @@ from estserver.model import (
 )
 from estserver.names import parse_general_name
 from estserver.profiles import Profile
-from estserver.server import Core, open_core
+from estserver.core import Core, open_core
 from estserver.settings import Listener
 from estserver.store import Store, health, require_current
 

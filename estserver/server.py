@@ -1,7 +1,4 @@
-"""Composition root: settings become objects, listeners and background tasks.
-
-The only place that reads the clock and starts anything.
-"""
+"""Composition root: a core becomes doors, listeners and background tasks; what starts anything."""
 
 import asyncio
 import os
@@ -9,35 +6,27 @@ import signal
 import ssl
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import structlog
 from aiohttp import web
 from cryptography import x509
 
 from estserver import failpoints, logs
-from estserver.authentication import Authenticator
-from estserver.ca.issuer import Issuer, StatusURLs
-from estserver.ca.keys import load_key, read_secret, readable_by_others
+from estserver.ca.keys import read_secret, readable_by_others
 from estserver.config import Settings
+from estserver.core import Core, SystemClock, open_core
 from estserver.errors import ConfigurationError, Error, Fault, Unavailable
-from estserver.invitations import Invitations
-from estserver.keyring import Keyring
 from estserver.listeners import TLSFiles, listen, load_certificate, tls_context, try_certificate
-from estserver.mail.post import PostOffice
 from estserver.management import Management
-from estserver.model import Clock, Invitation, Origin
-from estserver.own_certificates import OwnCertificates, internal_profiles
-from estserver.profiles import Profile
+from estserver.model import Origin
+from estserver.own_certificates import OwnCertificates
 from estserver.protocols import EnrollmentProtocol, Services
 from estserver.protocols.acme import ACMEProtocol, faults
 from estserver.protocols.est import ESTProtocol
 from estserver.protocols.status import StatusProtocol
-from estserver.ra import RegistrationAuthority
 from estserver.settings import Listener
-from estserver.status import StatusAuthority
-from estserver.store import Store, registrations, require_current
+from estserver.store import registrations
 from estserver.web.renewal import RenewalProtocol
 from estserver.web.wizard import WebProtocol
 
@@ -58,155 +47,6 @@ _MAIL_SECONDS = 5
 _PUBLISH_SECONDS = 2
 _TIDY_SECONDS = 60
 _ORIGIN = Origin("background", "server")
-
-
-class SystemClock:
-    """The real time."""
-
-    def now(self) -> datetime:
-        """Return the present moment, UTC, whole seconds."""
-        return datetime.now(UTC).replace(microsecond=0)
-
-
-@dataclass(frozen=True, slots=True)
-class Core:
-    """Everything below HTTP, put together."""
-
-    settings: Settings
-    clock: Clock
-    store: Store
-    keyring: Keyring
-    profiles: dict[str, Profile]
-    """One dictionary that all parts share, so that new profiles reach them all at once."""
-    chains: Mapping[str, tuple[x509.Certificate, ...]]
-    issuers: Mapping[str, Issuer]
-    invitations: Invitations
-    authenticator: Authenticator
-    ra: RegistrationAuthority
-    status: StatusAuthority
-
-    def take_profiles(self, settings: Settings) -> None:
-        """Go on with the profiles of `settings`. Raises ConfigurationError and changes nothing."""
-        fresh = _build_profiles(settings, self.chains)
-        for gone in self.profiles.keys() - fresh.keys():
-            del self.profiles[gone]
-        self.profiles.update(fresh)
-
-    def retrieval_url(self, invitation: Invitation) -> str | None:
-        """Return the secret URL of an invitation, or None where the web door is shut."""
-        token = self.invitations.url_token(invitation)
-        return None if token is None else f"{self.settings.listeners.web.url}/e/{token.reveal()}"
-
-    def post_office(self) -> PostOffice:
-        """Return what sends this instance's mail. Raises ConfigurationError."""
-        return PostOffice.open(self.settings, self.store, self.profiles, self.retrieval_url)
-
-    def close(self) -> None:
-        """Finish what is being written and let go of the database."""
-        self.store.close()
-
-
-def open_core(settings: Settings, clock: Clock, *, with_keys: bool) -> Core:
-    """Build the core. Without keys it can do everything but sign.
-
-    Raises ConfigurationError: a file is missing or wrong, or the database has another schema.
-    """
-    if not settings.issuers:
-        raise ConfigurationError("issuers: none is configured")
-    keyring = Keyring(read_secret(settings.path(settings.secrets.master)))
-    chains = {name: _read_chain(settings, name) for name in settings.issuers}
-    issuers = {}
-    if with_keys:
-        passphrase = read_secret(settings.path(settings.secrets.passphrase))
-        issuers = {
-            name: Issuer(
-                name,
-                chain,
-                load_key(settings.path(settings.issuers[name].key), passphrase),
-                _status_urls(settings, name),
-            )
-            for name, chain in chains.items()
-        }
-    profiles = _build_profiles(settings, chains)
-    require_database_file(settings)
-    store = Store(settings.database_url, clock)
-    try:
-        require_current(store)
-        invitations = Invitations(
-            store, clock, keyring, profiles, settings.limits, settings.branding.organization
-        )
-        return Core(
-            settings=settings,
-            clock=clock,
-            store=store,
-            keyring=keyring,
-            profiles=profiles,
-            chains=chains,
-            issuers=issuers,
-            invitations=invitations,
-            authenticator=Authenticator(
-                store, clock, invitations, profiles, order_grace=settings.acme.renewal_grace
-            ),
-            ra=RegistrationAuthority(store, clock, profiles, issuers, settings.est.retry_after),
-            status=StatusAuthority(
-                store,
-                clock,
-                issuers,
-                {name: issuer.crl_lifetime for name, issuer in settings.issuers.items()},
-            ),
-        )
-    except BaseException:
-        store.close()
-        raise
-
-
-def require_database_file(settings: Settings) -> None:
-    """Raise ConfigurationError if the SQLite file is gone.
-
-    SQLite would make an empty one: a CA that has forgotten what it issued and revoked.
-    """
-    path = settings.database_file
-    if path is not None and not path.exists():
-        raise ConfigurationError(
-            f"{path} does not exist: restore it from a backup (an empty file made by hand and "
-            "`estserver migrate` begin a new database, which knows no certificate)"
-        )
-
-
-def _build_profiles(
-    settings: Settings, chains: Mapping[str, tuple[x509.Certificate, ...]]
-) -> dict[str, Profile]:
-    rules = {**settings.profiles, **internal_profiles(settings)}
-    if unknown := {rule.issuer for rule in rules.values()} - chains.keys():
-        raise ConfigurationError(f"issuers: a restart is needed for {', '.join(sorted(unknown))}")
-    return {name: Profile(name, rule, chains[rule.issuer][0]) for name, rule in rules.items()}
-
-
-def _status_urls(settings: Settings, issuer: str) -> StatusURLs:
-    base = settings.listeners.status.url
-    return StatusURLs(f"{base}/ca/{issuer}.cer", f"{base}/ocsp", f"{base}/crl/{issuer}.crl")
-
-
-def _read_chain(settings: Settings, name: str) -> tuple[x509.Certificate, ...]:
-    """Read issuing certificate, intermediates and root, and check that each signs the one below."""
-    issuer = settings.issuers[name]
-    chain: list[x509.Certificate] = []
-    for path in (issuer.certificate, *issuer.chain):
-        full = settings.path(path)
-        try:
-            chain += x509.load_pem_x509_certificates(full.read_bytes())
-        except OSError as error:
-            raise ConfigurationError(f"{full}: {error.strerror}") from error
-        except ValueError as error:
-            raise ConfigurationError(f"{full}: not a PEM certificate") from error
-    for lower, upper in zip(chain, [*chain[1:], chain[-1]], strict=True):
-        try:
-            lower.verify_directly_issued_by(upper)
-        except Exception as error:
-            raise ConfigurationError(
-                f"issuers.{name}: the chain does not lead to a self-signed root"
-            ) from error
-    return tuple(chain)
 
 
 class Server:

@@ -14,9 +14,9 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from estserver.core import Core
 from estserver.model import CertificateRecord, CertificateState, EnrollmentState
 from estserver.names import display_name
-from estserver.server import Core
 from estserver.store import Transaction, certificates, health, revocations
 from estserver.store.audit import broken_links
 

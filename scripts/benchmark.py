@@ -34,9 +34,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
 
 from estserver import config
 from estserver.ca.ceremony import InstanceOptions, Ports, create_instance
+from estserver.core import SystemClock, open_core
 from estserver.invitations import Registration
 from estserver.model import Origin
-from estserver.server import SystemClock, open_core
 
 PATH = "/.well-known/est/simpleenroll"
 ROUNDS = 3

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
 
-from estserver.server import Core
+from estserver.core import Core
 from estserver.store import Transaction, audit
 from estserver.store.tables import (
     audit_events,

@@ -29,9 +29,10 @@ from cryptography.hazmat.primitives.serialization import (
 from estserver import config
 from estserver.ca.ceremony import InstanceOptions, Ports, create_instance
 from estserver.config import Settings
+from estserver.core import Core, open_core
 from estserver.invitations import Handover, Registration
 from estserver.model import Origin
-from estserver.server import Core, Server, open_core
+from estserver.server import Server
 
 ORIGIN = Origin("test", "cli")
 _LISTENERS = ("web", "devices", "status", "management")

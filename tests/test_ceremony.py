@@ -17,10 +17,10 @@ from estserver.ca.ceremony import (
     create_instance,
     make_hierarchy,
 )
+from estserver.core import open_core
 from estserver.doctor import pkix_linter
 from estserver.errors import BadInput, ConfigurationError
 from estserver.model import KeyType
-from estserver.server import open_core
 from tests.live import MovableClock
 
 

@@ -30,10 +30,10 @@ from estserver.ca.ceremony import InstanceOptions, create_instance
 from estserver.ca.issuer import Issuer, StatusURLs
 from estserver.ca.keys import load_key, read_secret
 from estserver.cli import main
+from estserver.core import open_core
 from estserver.csr import read_csr
 from estserver.model import Origin, RevocationReason, Via
 from estserver.ra import EnrollmentRequest, RegistrationAuthority
-from estserver.server import open_core
 from tests.live import Holder, Live, MovableClock, Workshop, free_ports, make_csr, new_key
 
 ORIGIN = Origin("test", "cli")

@@ -23,12 +23,12 @@ from cryptography.x509.name import _ASN1Type
 
 from estserver.authentication import ConfirmedPIN
 from estserver.cli import main
+from estserver.core import open_core
 from estserver.csr import read_csr
 from estserver.errors import ConfigurationError
 from estserver.invitations import Handover
 from estserver.model import Door, Via
 from estserver.ra import EnrollmentRequest
-from estserver.server import open_core
 from estserver.store.tables import certificates, invitations
 from tests.live import ORIGIN, Answer, Holder, Key, Live, Workshop, new_key
 from tests.protocols.est_wire import (

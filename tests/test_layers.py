@@ -17,6 +17,7 @@ ROOMS = (
     ("authentication", "intents"),
     ("ra", "status"),
     ("own_certificates",),
+    ("core",),
     ("front",),
     ("http",),
     ("protocols", "web", "management"),

@@ -17,11 +17,11 @@ from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 
 from estserver import config
+from estserver.core import Core, open_core
 from estserver.errors import BadCredentials, BadInput, ConfigurationError
 from estserver.invitations import DEAD_AT, Registration
 from estserver.mail import LetterWriter, PostOffice
 from estserver.model import Door, Invitation, Language, Origin, Secret
-from estserver.server import Core, open_core
 from estserver.settings import Branding
 from estserver.store import Transaction, registrations
 from estserver.store.registrations import Letter

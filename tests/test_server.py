@@ -14,9 +14,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from estserver import config, server
+from estserver.core import open_core
 from estserver.errors import ConfigurationError, Fault, Unavailable
 from estserver.model import CertificateState, EnrollmentState
-from estserver.server import open_core
 from estserver.store import certificates
 from estserver.store.tables import audit_events
 from tests.live import ORIGIN, Holder, Live, Workshop, basic, make_csr, new_key

@@ -17,8 +17,8 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
 
 from estserver import failpoints
+from estserver.core import open_core
 from estserver.invitations import Handover
-from estserver.server import open_core
 from tests.invariants import violations
 from tests.live import Live, Workshop, basic, make_csr, new_key
 
