@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "estserver"
 ROOMS = (
     ("errors", "model", "failpoints", "sortable_ids", "shipped_profiles"),
     ("names", "name_grammar", "keyring", "pin", "settings"),
-    ("csr", "csr_body", "public_keys", "config"),
+    ("csr", "csr_body", "public_keys", "config", "journal"),
     ("profiles", "name_constraints"),
     ("ca", "store", "mail"),
     ("invitations", "external_binding", "throttling"),

@@ -25,6 +25,7 @@ from estserver.names import (
     format_general_name,
 )
 from estserver.store.engine import Transaction, from_unix, to_unix
+from estserver.store.journalling import tell_abandoned, tell_certificate, tell_intent
 from estserver.store.tables import certificate_bytes, certificates, enrollments
 
 
@@ -228,6 +229,7 @@ def add_intent(tx: Transaction, enrollment: Enrollment, plan: Plan, draft: Draft
     tx.connection.execute(
         sa.insert(certificate_bytes).values(enrollment=enrollment.id, tbs=draft.tbs)
     )
+    tell_intent(tx, enrollment, draft)
 
 
 def intent(tx: Transaction, identifier: str) -> Draft | None:
@@ -290,6 +292,7 @@ def put_certificate(tx: Transaction, identifier: str, der: bytes, sha256: bytes)
             )
             .values(state=EnrollmentState.ISSUED.value)
         )
+        tell_certificate(tx, identifier, der)
     return stored == 1
 
 
@@ -308,6 +311,7 @@ def abandon(tx: Transaction, identifier: str) -> bool:
         .where(enrollments.c.id == identifier, enrollments.c.state == EnrollmentState.ISSUING.value)
         .values(state=EnrollmentState.ABANDONED.value)
     )
+    tell_abandoned(tx, identifier)
     return changed == 1
 
 

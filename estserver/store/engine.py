@@ -24,6 +24,8 @@ from sqlalchemy import event as sa_event
 from sqlalchemy.dialects import postgresql, sqlite
 
 from estserver.errors import Fault, Unavailable
+from estserver.failpoints import reach
+from estserver.journal import Entry, Journal
 from estserver.model import Clock, Event, Origin
 from estserver.store import audit
 
@@ -58,6 +60,9 @@ class Transaction:
     connection: sa.Connection
     now: datetime
     events: list[tuple[Event, Origin, int]] = field(default_factory=list)
+    journals: bool = False
+    """Whether anybody keeps what `journal` is told: facts that only a journal needs cost a read."""
+    entries: list[Entry] = field(default_factory=list)
 
     @property
     def at(self) -> int:
@@ -67,6 +72,11 @@ class Transaction:
     def audit(self, event: Event, origin: Origin) -> None:
         """Record `event` in this transaction; it is chained when the unit ends."""
         self.events.append((event, origin, self.at))
+
+    def journal(self, entry: Entry) -> None:
+        """Put `entry` into the journal before this transaction is committed."""
+        if self.journals:
+            self.entries.append(entry)
 
     def insert_new(self, table: sa.Table, **values: Any) -> bool:
         """Insert a row unless a unique column forbids; return whether it was inserted."""
@@ -101,8 +111,10 @@ class _Unit:
 class Store:
     """One database. Thread-safe; `close()` waits for what is under way."""
 
-    def __init__(self, url: str, clock: Clock) -> None:
+    def __init__(self, url: str, clock: Clock, journal: Journal | None = None) -> None:
+        """`journal` None: what is written stands in the database alone."""
         self._clock = clock
+        self._journal = journal
         self._engine = _engine(url)
         # PostgreSQL would show each statement of a read another moment; SQLite never does.
         self._reader = (
@@ -186,8 +198,7 @@ class Store:
         try:
             with database_errors():
                 head = self._commit(group)
-        except _Entangled:
-            # Somebody else's transaction and ours waited for each other; one by one they cannot.
+        except _Divided:
             self._head = None
             for unit in group:
                 self._write_group([_Unit(unit.run, unit.future)])
@@ -210,21 +221,41 @@ class Store:
             connection.begin(),
         ):
             head = self._head or audit.open_chain(connection, self._next_writer())
+            entries: list[Entry] = []
             for unit in group:
-                transaction = Transaction(connection, self._clock.now())
+                transaction = Transaction(
+                    connection, self._clock.now(), journals=self._journal is not None
+                )
                 try:
                     with connection.begin_nested():
                         unit.result = unit.run(transaction)
                         following = audit.append(connection, head, transaction.events)
                     head = following
+                    entries += transaction.entries
                 except _OUTAGES as error:
                     # The whole transaction is lost, not only this unit's savepoint.
                     if len(group) > 1 and getattr(error.orig, "sqlstate", None) in _ENTANGLED:
-                        raise _Entangled from error
+                        raise _Divided from error
                     raise
                 except Exception as error:  # noqa: BLE001 - handed to the unit's caller
                     unit.failed = error
+            self._write_journal(entries, alone=len(group) == 1)
         return head
+
+    def _write_journal(self, entries: list[Entry], *, alone: bool) -> None:
+        """Write down what is about to be committed. Raises Unavailable: it must not be."""
+        if self._journal is None:
+            return
+        try:
+            self._journal.append(entries)
+        except Unavailable as error:
+            if alone:
+                raise
+            # Units that have nothing to write there need not suffer.
+            raise _Divided from error
+        for entry in entries:
+            if entry.kind in _JOURNALLED:
+                reach(_JOURNALLED[entry.kind])
 
     def _next_writer(self) -> str:
         """Name a chain: after a failed commit nobody knows whether the old one has grown."""
@@ -238,9 +269,16 @@ def _settled(future: Future[Any], seconds: float) -> bool:
     return future.done()
 
 
-class _Entangled(Exception):
-    """A group of units ended in a deadlock with another process."""
+class _Divided(Exception):
+    """A group of units cannot be committed together: each is tried by itself.
 
+    Somebody else's transaction and ours waited for each other, which one unit cannot; or the
+    journal, which some of them need, is full.
+    """
+
+
+_JOURNALLED = {"intent": "intent-journalled", "certificate": "stored-journalled"}
+"""Failpoints by kind of entry."""
 
 _OUTAGES = (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.InternalError)
 _ENTANGLED = ("40P01", "40001")

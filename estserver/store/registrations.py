@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from estserver.model import Door, Invitation, InvitationState, Language
 from estserver.names import format_general_name, parse_general_name
 from estserver.store.engine import Transaction, from_unix, to_unix
+from estserver.store.journalling import tell_registration
 from estserver.store.tables import attempts, invitations, outbox
 
 
@@ -73,7 +74,7 @@ def add(
     tx: Transaction, invitation: Invitation, *, pin: PINHash, url_hash: bytes | None, by: str
 ) -> bool:
     """Insert an invitation; return False if its number is taken."""
-    return tx.insert_new(
+    added = tx.insert_new(
         invitations,
         number=invitation.number,
         profile=invitation.profile,
@@ -104,6 +105,9 @@ def add(
         url_generation=1,
         url_hash=url_hash,
     )
+    if added:
+        tell_registration(tx, invitation.number)
+    return added
 
 
 def get(tx: Transaction, number: str, *, hold: bool = False) -> Invitation | None:
@@ -167,6 +171,8 @@ def set_state(
         .where(invitations.c.number == number, condition)
         .values(state=to.value)
     )
+    if changed:
+        tell_registration(tx, number)
     return changed == 1
 
 
@@ -190,6 +196,7 @@ def set_pin(tx: Transaction, number: str, pin: PINHash, *, expires_at: datetime)
             expires_at=to_unix(expires_at),
         )
     )
+    tell_registration(tx, number)
 
 
 def spend_unit(tx: Transaction, number: str, *, bound: bool = False) -> bool:

@@ -8,6 +8,7 @@ from cryptography import x509
 
 from estserver.model import CertificateState, RevocationReason
 from estserver.store.engine import Transaction, from_unix, to_unix
+from estserver.store.journalling import tell_crl, tell_revocation
 from estserver.store.tables import blocked_keys, certificates, crls
 
 # Built once: putting the statement together takes longer than running it.
@@ -54,6 +55,8 @@ def revoke(
             comment=comment,
         )
     )
+    if changed:
+        tell_revocation(tx, identifier, reason)
     return changed == 1
 
 
@@ -137,6 +140,7 @@ def put_crl(
         der=encoded,
     )
     if stored:
+        tell_crl(tx, issuer, number)
         # The two before it stay for whoever is fetching one right now.
         tx.change(sa.delete(crls).where(crls.c.issuer == issuer, crls.c.number < number - 2))
     return stored
