@@ -28,9 +28,11 @@ from estserver.errors import ConfigurationError
 from estserver.settings import (
     ACME,
     EST,
+    Audit,
     Branding,
     Database,
     IssuerSettings,
+    Journal,
     Limits,
     Listeners,
     Log,
@@ -79,6 +81,8 @@ class Settings(BaseSettings):
     acme: ACME = ACME()
     web: Web = Web()
     mail: Mail = Mail()
+    journal: Journal = Journal()
+    audit: Audit = Audit()
     limits: Limits = Limits()
     log: Log = Log()
 

@@ -15,6 +15,7 @@ from estserver.ca.keys import load_key, read_secret
 from estserver.config import Settings
 from estserver.errors import ConfigurationError
 from estserver.invitations import Invitations
+from estserver.journal import FileJournal
 from estserver.keyring import Keyring
 from estserver.mail.post import PostOffice
 from estserver.model import Clock, Invitation
@@ -49,6 +50,7 @@ class Core:
     authenticator: Authenticator
     ra: RegistrationAuthority
     status: StatusAuthority
+    journal: FileJournal | None
 
     def take_profiles(self, settings: Settings) -> None:
         """Go on with the profiles of `settings`. Raises ConfigurationError and changes nothing."""
@@ -69,6 +71,8 @@ class Core:
     def close(self) -> None:
         """Finish what is being written and let go of the database."""
         self.store.close()
+        if self.journal is not None:
+            self.journal.close()
 
 
 def open_core(settings: Settings, clock: Clock, *, with_keys: bool) -> Core:
@@ -94,7 +98,8 @@ def open_core(settings: Settings, clock: Clock, *, with_keys: bool) -> Core:
         }
     profiles = _build_profiles(settings, chains)
     require_database_file(settings)
-    store = Store(settings.database_url, clock)
+    journal = _open_journal(settings, clock)
+    store = Store(settings.database_url, clock, journal)
     try:
         require_current(store)
         invitations = Invitations(
@@ -119,10 +124,18 @@ def open_core(settings: Settings, clock: Clock, *, with_keys: bool) -> Core:
                 issuers,
                 {name: issuer.crl_lifetime for name, issuer in settings.issuers.items()},
             ),
+            journal=journal,
         )
     except BaseException:
         store.close()
         raise
+
+
+def _open_journal(settings: Settings, clock: Clock) -> FileJournal | None:
+    kept = settings.journal
+    if kept.path is None:
+        return None
+    return FileJournal(settings.path(kept.path), clock, kept.file_bytes)
 
 
 def require_database_file(settings: Settings) -> None:

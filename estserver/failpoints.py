@@ -12,7 +12,10 @@ from dataclasses import dataclass
 
 from estserver.errors import ConfigurationError, Fault
 
-NAMES = ("parsed", "planned", "intent-committed", "signed", "stored", "first-byte", "last-byte")
+NAMES = (
+    *("parsed", "planned", "intent-journalled", "intent-committed"),
+    *("signed", "stored-journalled", "stored", "first-byte", "last-byte"),
+)
 
 
 @dataclass(slots=True)

@@ -234,6 +234,24 @@ class Mail(_Section):
     give_up_after: Duration = timedelta(hours=48)
 
 
+class Journal(_Section):
+    """What is issued and revoked, written off the database before it happens."""
+
+    path: Path | None = None
+    """The folder; none: no journal is kept."""
+    file_bytes: int = Field(default=64 << 20, ge=4096)
+    """Size at which a file is ended and the next begun."""
+
+
+class Audit(_Section):
+    """The audit trail's proof against its own database."""
+
+    anchor: Path = Path("audit.anchor")
+    """Where the ends of its chains are noted every hour."""
+    verify_every: Duration = timedelta(hours=24)
+    """How often `serve` re-checks everything that is stored; 0s: never."""
+
+
 class Web(_Section):
     """Pages for people."""
 

@@ -354,6 +354,13 @@ def _configuration(options: InstanceOptions, now: datetime) -> str:
         chain = ["ca/root.crt"]
         key = "ca/issuing.key"
 
+        # What is issued and revoked, for `estserver recover`, and the audit trail's anchor. Put both
+        # on another disk: they are of use once this one is lost.
+        [journal]
+        path = "journal"
+        [audit]
+        anchor = "journal/audit.anchor"
+
         # Without a host, commands print the mail for you to send.
         # [mail]
         # host = "smtp.example.org"
