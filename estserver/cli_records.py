@@ -32,7 +32,7 @@ from estserver.model import (
     RevocationReason,
 )
 from estserver.store import certificates as certificate_rows
-from estserver.store import registrations
+from estserver.store import outbox
 
 T = TypeVar("T")
 _PAGE = 500
@@ -78,7 +78,7 @@ def mail_out(core: Core, invitation: Invitation) -> None:
     waiting = core.store.read(
         lambda tx: [
             letter
-            for letter in registrations.letters(tx, invitation.number)
+            for letter in outbox.of_invitation(tx, invitation.number)
             if letter.state == "queued"
         ]
     )
@@ -157,7 +157,7 @@ def show_invitation(operator: Operator, number: str, *, as_json: bool) -> None:
                 "created": iso(letter.created_at),
                 "error": letter.error,
             }
-            for letter in core.store.read(lambda tx: registrations.letters(tx, number))
+            for letter in core.store.read(lambda tx: outbox.of_invitation(tx, number))
         ]
     row = {**invitation_row(invitation, now), "enrollments": led_to, "mail": mail}
     print_fields(row, as_json=as_json)

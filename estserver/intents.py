@@ -42,7 +42,7 @@ from estserver.model import (
     Via,
 )
 from estserver.sortable_ids import new_id
-from estserver.store import Transaction, certificates, registrations, revocations
+from estserver.store import Transaction, certificates, outbox, registrations, revocations
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,7 +265,7 @@ def _supersede(tx: Transaction, row: CertificateRecord, origin: Origin) -> None:
         )
     invitation = registrations.get(tx, enrollment.invitation or "")
     if invitation is not None and invitation.email is not None:
-        registrations.post(
+        outbox.post(
             tx,
             identifier=f"replaced-{row.enrollment}",
             template="replaced",
@@ -275,7 +275,7 @@ def _supersede(tx: Transaction, row: CertificateRecord, origin: Origin) -> None:
         )
     if invitation is not None:
         values = {"serial": row.serial_hex}
-        registrations.tell_administrator(tx, "replaced-told", invitation, row.enrollment, values)
+        outbox.tell_administrator(tx, "replaced-told", invitation, row.enrollment, values)
 
 
 def abandon(tx: Transaction, identifier: str, origin: Origin) -> None:

@@ -42,7 +42,7 @@ from estserver.model import (
 from estserver.names import check_text, parse_general_name
 from estserver.profiles import Profile
 from estserver.settings import Limits
-from estserver.store import Store, Transaction, registrations
+from estserver.store import Store, Transaction, outbox, registrations
 from estserver.store.registrations import PINHash
 from estserver.throttling import SourceThrottle
 
@@ -278,7 +278,7 @@ class Invitations:
             Origin("", "server"),
         )
         once = f"{invitation.number}-{invitation.pin_generation}"
-        registrations.tell_administrator(tx, "pin-dead", invitation, once, {})
+        outbox.tell_administrator(tx, "pin-dead", invitation, once, {})
 
     def redeem(
         self, number: str, typed: Secret, *, source: str, counted: bool = True
@@ -426,7 +426,7 @@ class Invitations:
 def _post_invitation(tx: Transaction, invitation: Invitation) -> None:
     if invitation.email is None or Door.WEB not in invitation.doors:
         return
-    registrations.post(
+    outbox.post(
         tx,
         identifier=f"invitation-{invitation.number}-{secrets.token_hex(8)}",
         template="invitation",

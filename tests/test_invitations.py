@@ -23,7 +23,7 @@ from estserver.errors import (
 from estserver.invitations import DEAD_AT, FREE_TRIES, MAX_DELAY_SECONDS, Handover, Registration
 from estserver.model import Door, InvitationState, Language, Secret
 from estserver.settings import Limits
-from estserver.store import Transaction, registrations
+from estserver.store import Transaction, outbox, registrations
 from estserver.store.tables import attempts, audit_events, metadata
 from estserver.throttling import source_key
 from tests.parts import ORIGIN, SOURCE, Parts, StillClock
@@ -219,7 +219,7 @@ def test_a_resent_mail_has_the_same_url_and_the_same_pin(parts: Parts) -> None:
     assert first is not None
     assert token.reveal() == first.reveal()
     assert try_pin(parts, handover) is None
-    letters = parts.store.read(lambda tx: registrations.letters(tx, number))
+    letters = parts.store.read(lambda tx: outbox.of_invitation(tx, number))
     assert [letter.template for letter in letters] == ["invitation", "invitation"]
 
 
@@ -238,10 +238,10 @@ def test_what_cannot_be_resent_says_why(parts: Parts) -> None:
 def test_a_held_invitation_is_mailed_when_it_is_released(parts: Parts) -> None:
     handover = person(parts, hold=True, language=Language.JA)
     number = handover.invitation.number
-    assert parts.store.read(lambda tx: registrations.letters(tx, number)) == []
+    assert parts.store.read(lambda tx: outbox.of_invitation(tx, number)) == []
     opened = parts.invitations.release(number, by="test", origin=ORIGIN)
     assert opened.state is InvitationState.OPEN
-    (letter,) = parts.store.read(lambda tx: registrations.letters(tx, number))
+    (letter,) = parts.store.read(lambda tx: outbox.of_invitation(tx, number))
     assert letter.language is Language.JA
     with pytest.raises(Conflict):
         parts.invitations.release(number, by="test", origin=ORIGIN)

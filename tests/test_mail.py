@@ -23,8 +23,8 @@ from estserver.invitations import DEAD_AT, Registration
 from estserver.mail import LetterWriter, PostOffice
 from estserver.model import Door, Invitation, Language, Origin, Secret
 from estserver.settings import Branding
-from estserver.store import Transaction, registrations
-from estserver.store.registrations import Letter
+from estserver.store import Transaction, outbox
+from estserver.store.outbox import Letter
 from tests.live import Live, MovableClock, Workshop, free_ports
 
 ORIGIN = Origin("test", "cli")
@@ -93,7 +93,7 @@ class Office:
 
     def letters(self, invitation: Invitation) -> list[Letter]:
         """Return the letters about an invitation."""
-        return list(self.core.store.read(lambda tx: registrations.letters(tx, invitation.number)))
+        return list(self.core.store.read(lambda tx: outbox.of_invitation(tx, invitation.number)))
 
     def letter(self, invitation: Invitation) -> Letter:
         """Return the one letter about an invitation."""
@@ -207,7 +207,7 @@ async def test_a_replacement_is_told_with_the_new_serial_as_firefox_shows_it(
     invitation = office.invite(mail=False)
 
     def unit(tx: Transaction) -> None:
-        registrations.post(
+        outbox.post(
             tx,
             identifier="replaced-1",
             template="replaced",
@@ -215,7 +215,7 @@ async def test_a_replacement_is_told_with_the_new_serial_as_firefox_shows_it(
             recipient="taro@example.ac.jp",
             values={"serial": "a1b2c3"},
         )
-        registrations.post(
+        outbox.post(
             tx,
             identifier="replaced-2",
             template="replaced",

@@ -48,7 +48,7 @@ from estserver.model import (
     Via,
 )
 from estserver.ra import ABANDON_AFTER, REPEAT_WINDOW, RegistrationAuthority
-from estserver.store import Transaction, audit, certificates, registrations, revocations
+from estserver.store import Transaction, audit, certificates, outbox, registrations, revocations
 from estserver.store.tables import audit_events, certificate_bytes, enrollments
 from estserver.store.tables import certificates as certificate_rows
 from tests.live import Key, new_key
@@ -653,7 +653,7 @@ def test_a_lost_key_is_replaced_once_and_the_first_certificate_revoked(both: Par
     record = both.store.read(lambda tx: certificates.certificate(tx, lost.enrollment))
     assert record is not None
     assert record.reason is RevocationReason.SUPERSEDED
-    letters = both.store.read(lambda tx: registrations.letters(tx, number))
+    letters = both.store.read(lambda tx: outbox.of_invitation(tx, number))
     assert [letter.template for letter in letters].count("replaced") == 1
     assert "certificate.replaced" in events(both)
     # The lost answer is found again, by whichever entitlement it is asked for.

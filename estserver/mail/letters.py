@@ -26,7 +26,7 @@ from estserver.model import Invitation, Language
 from estserver.names import parse_general_name
 from estserver.profiles import Profile
 from estserver.settings import Branding
-from estserver.store.registrations import ADMINISTRATOR, Letter
+from estserver.store.outbox import ADMINISTRATOR, Letter
 
 TEMPLATES = ("invitation", "replaced", "pin-dead", "replaced-told")
 _FOLDER = Path(__file__).parent / "templates"

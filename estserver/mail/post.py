@@ -22,8 +22,8 @@ from estserver.mail.letters import LetterWriter, as_text
 from estserver.model import Invitation, InvitationState, Secret
 from estserver.profiles import Profile
 from estserver.settings import Mail
-from estserver.store import Store, Transaction, registrations
-from estserver.store.registrations import Letter
+from estserver.store import Store, Transaction, outbox, registrations
+from estserver.store.outbox import Letter
 
 log = structlog.get_logger("estserver.mail")
 
@@ -89,7 +89,7 @@ class PostOffice:
         """
 
         def queued(tx: Transaction) -> tuple[list[Letter], Invitation | None]:
-            letters = registrations.letters(tx, number)
+            letters = outbox.of_invitation(tx, number)
             return [one for one in letters if one.state == "queued"], registrations.get(tx, number)
 
         letters, invitation = self._store.read(queued)
@@ -120,7 +120,7 @@ class PostOffice:
         sent = 0
         smtp = self._client()
         try:
-            while letters := await asyncio.to_thread(self._store.read, registrations.due_letters):
+            while letters := await asyncio.to_thread(self._store.read, outbox.due):
                 for letter in letters:
                     message = await asyncio.to_thread(self._lease, letter)
                     if message is None:
@@ -166,7 +166,7 @@ class PostOffice:
         """Take a letter for sending and write it; None if it is somebody else's or moot by now."""
 
         def unit(tx: Transaction) -> tuple[bool, Invitation | None]:
-            leased = registrations.lease_letter(tx, letter, until=tx.now + _LEASE)
+            leased = outbox.lease(tx, letter, until=tx.now + _LEASE)
             return leased, registrations.get(tx, letter.invitation or "")
 
         leased, invitation = self._store.write(unit)
@@ -186,13 +186,11 @@ class PostOffice:
         return self._writer.write(letter, invitation)
 
     def _note_sent(self, letter: Letter) -> None:
-        self._store.write(lambda tx: registrations.letter_sent(tx, letter.id))
+        self._store.write(lambda tx: outbox.sent(tx, letter.id))
         log.info("mail.sent", letter=letter.id, template=letter.template)
 
     def _note_hopeless(self, letter: Letter, why: str) -> None:
-        self._store.write(
-            lambda tx: registrations.letter_delayed(tx, letter.id, error=why, again_at=None)
-        )
+        self._store.write(lambda tx: outbox.delayed(tx, letter.id, error=why, again_at=None))
         log.warning("mail.failed", letter=letter.id, template=letter.template, error=why)
 
     def _note_failure(self, letter: Letter, error: Exception) -> None:
@@ -204,7 +202,7 @@ class PostOffice:
             late = tx.now - letter.created_at >= self._mail.give_up_after
             hopeless = late or _is_final(error)
             again_at = None if hopeless else tx.now + delay
-            registrations.letter_delayed(tx, letter.id, error=said, again_at=again_at)
+            outbox.delayed(tx, letter.id, error=said, again_at=again_at)
             return hopeless
 
         hopeless = self._store.write(unit)

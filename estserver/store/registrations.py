@@ -1,4 +1,4 @@
-"""Invitations, failed attempts and outgoing mail: rows in, frozen values out."""
+"""Invitations and failed attempts: rows in, frozen values out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from estserver.model import Door, Invitation, InvitationState, Language
 from estserver.names import format_general_name, parse_general_name
 from estserver.store.engine import Transaction, from_unix, to_unix
 from estserver.store.journalling import tell_registration
-from estserver.store.tables import attempts, invitations, outbox
+from estserver.store.tables import attempts, invitations
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,26 +21,6 @@ class PINHash:
     scheme: str
     salt: bytes
     digest: bytes
-
-
-ADMINISTRATOR = "administrator"
-"""Recipient of letters to whoever administers the service when they leave."""
-
-
-@dataclass(frozen=True, slots=True)
-class Letter:
-    """One mail in the outbox: rendered when it is sent, so that no secret lies here."""
-
-    id: str
-    template: str
-    invitation: str | None
-    recipient: str
-    language: Language
-    values: dict[str, str]
-    state: str
-    tries: int
-    created_at: datetime
-    error: str | None
 
 
 def _invitation(row: sa.Row[Any]) -> Invitation:
@@ -335,110 +315,3 @@ def failures(tx: Transaction, key: str, *, window: int) -> int:
 def forget_attempts(tx: Transaction, *, older_than: datetime) -> int:
     """Delete counters whose window is long past; return how many."""
     return tx.change(sa.delete(attempts).where(attempts.c.window_start < to_unix(older_than)))
-
-
-def _letter(row: sa.Row[Any]) -> Letter:
-    return Letter(
-        id=row.id,
-        template=row.template,
-        invitation=row.invitation,
-        recipient=row.recipient,
-        language=Language(row.language),
-        values=row._mapping["values"],  # noqa: SLF001 - Row.values is a method
-        state=row.state,
-        tries=row.tries,
-        created_at=from_unix(row.created_at),
-        error=row.error,
-    )
-
-
-def post(
-    tx: Transaction,
-    *,
-    identifier: str,
-    template: str,
-    invitation: Invitation,
-    recipient: str,
-    values: dict[str, str],
-) -> bool:
-    """Put a mail into the outbox; False if `identifier` lies there already."""
-    return tx.insert_new(
-        outbox,
-        id=identifier,
-        template=template,
-        invitation=invitation.number,
-        recipient=recipient,
-        language=invitation.language.value,
-        values=values,
-        state="queued",
-        tries=0,
-        created_at=tx.at,
-        due_at=tx.at,
-    )
-
-
-def tell_administrator(
-    tx: Transaction, template: str, invitation: Invitation, once: str, values: dict[str, str]
-) -> None:
-    """Put a letter to the administrator into the outbox, one for each `once`."""
-    post(
-        tx,
-        identifier=f"{template}-{once}",
-        template=template,
-        invitation=invitation,
-        recipient=ADMINISTRATOR,
-        values=values,
-    )
-
-
-def due_letters(tx: Transaction, *, limit: int = 20) -> Sequence[Letter]:
-    """List queued mail whose time has come, oldest first."""
-    query = (
-        sa.select(outbox)
-        .where(outbox.c.state == "queued", outbox.c.due_at <= tx.at)
-        .order_by(outbox.c.due_at, outbox.c.id)
-        .limit(limit)
-    )
-    return [_letter(row) for row in tx.connection.execute(query)]
-
-
-def letters(tx: Transaction, number: str) -> Sequence[Letter]:
-    """List all mail about an invitation, oldest first."""
-    query = sa.select(outbox).where(outbox.c.invitation == number).order_by(outbox.c.id)
-    return [_letter(row) for row in tx.connection.execute(query)]
-
-
-def lease_letter(tx: Transaction, letter: Letter, *, until: datetime) -> bool:
-    """Take a letter for sending: nobody else will before `until`. False if somebody has."""
-    changed = tx.change(
-        sa.update(outbox)
-        .where(
-            outbox.c.id == letter.id,
-            outbox.c.state == "queued",
-            outbox.c.due_at <= tx.at,
-            outbox.c.tries == letter.tries,
-        )
-        .values(due_at=to_unix(until), tries=letter.tries + 1)
-    )
-    return changed == 1
-
-
-def letter_sent(tx: Transaction, identifier: str) -> None:
-    """Note that the mail server has taken the letter."""
-    tx.change(
-        sa.update(outbox)
-        .where(outbox.c.id == identifier)
-        .values(state="sent", sent_at=tx.at, error=None)
-    )
-
-
-def letter_delayed(
-    tx: Transaction, identifier: str, *, error: str, again_at: datetime | None
-) -> None:
-    """Note a failed try; `again_at` None gives up."""
-    values: dict[str, object] = {"error": error}
-    if again_at is None:
-        values["state"] = "failed"
-    else:
-        values["due_at"] = to_unix(again_at)
-    tx.change(sa.update(outbox).where(outbox.c.id == identifier).values(**values))
