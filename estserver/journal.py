@@ -130,7 +130,8 @@ class FileJournal:
         self._clock = clock
         self._file_bytes = file_bytes
         self._writer = f"{clock.now():%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
-        self._number = 0
+        self._attempts = 0
+        self._begun = 0
         self._head = _NOTHING
         self._file: _File | None = None
         self._failure: str | None = None
@@ -169,10 +170,11 @@ class FileJournal:
 
     def _begin_file(self) -> _File:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._number += 1
-        file = _File(self._folder / f"{self._writer}-{self._number:04}{SUFFIX}")
+        # A name that failed once may be taken by what could not be removed.
+        self._attempts += 1
+        file = _File(self._folder / f"{self._writer}-{self._attempts:06}{SUFFIX}")
         previous = self._head.hex()
-        opened = {"writer": self._writer, "file": self._number, "previous": previous}
+        opened = {"writer": self._writer, "file": self._begun + 1, "previous": previous}
         head, line = self._chain(self._head, [Entry(OPENED, opened)])
         try:
             file.write(line)
@@ -180,6 +182,7 @@ class FileJournal:
             file.close()
             raise
         self._head = head
+        self._begun += 1
         return file
 
     def _chain(self, head: bytes, entries: Sequence[Entry]) -> tuple[bytes, bytes]:

@@ -13,6 +13,7 @@ from estserver.ca.ceremony import Authority, make_hierarchy
 from estserver.ca.issuer import Issuer, StatusURLs
 from estserver.csr import CSR, read_csr
 from estserver.invitations import Handover, Invitations, Registration
+from estserver.journal import Journal
 from estserver.keyring import Keyring, new_master
 from estserver.model import (
     Entitlement,
@@ -133,12 +134,13 @@ def open_parts(
     clock: MovableClock | None = None,
     settings: config.Settings | None = None,
     master: str | None = None,
+    journal: Journal | None = None,
 ) -> Parts:
     """Put the core together on a database, which is brought to the newest schema."""
     clock = clock or MovableClock()
     settings = settings or config.Settings()
     master = master or new_master()
-    store = Store(url, clock)
+    store = Store(url, clock, journal)
     migrate(store)
     profiles = {
         name: Profile(name, rules, ca.issuing.certificate)
