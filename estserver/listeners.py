@@ -6,9 +6,11 @@ import os
 import socket
 import ssl
 import weakref
+from asyncio.sslproto import SSLProtocol
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import structlog
 from aiohttp import web
@@ -23,7 +25,7 @@ from estserver.errors import ConfigurationError
 from estserver.front import FRONT, Front, peer_user, user_ids
 from estserver.model import Secret
 from estserver.protocols import EnrollmentProtocol
-from estserver.settings import Limits, Listener
+from estserver.settings import Limits, Listener, Listeners
 
 log = structlog.get_logger("estserver.listeners")
 
@@ -35,6 +37,11 @@ _FIELD_BYTES = 8190
 _FRONT_FIELD_BYTES = 32768
 _LINGER_SECONDS = 2
 """How long a body is read and thrown away after its refusal, which a reset would overtake."""
+_TLS_READ_BYTES = 16384
+"""As much as one TLS record holds; asyncio keeps 256 KiB for each connection, idle or not."""
+
+Sockets = dict[str, list[socket.socket]]
+"""Bound sockets by name of their listener."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,11 +202,11 @@ async def listen(
     doors: Sequence[EnrollmentProtocol],
     context: ssl.SSLContext | None,
     limits: Limits,
-    directory: Path,
-) -> tuple[web.AppRunner, asyncio.Server]:
-    """Open one listener; the caller closes the server first and cleans the runner up after.
+    sockets: Sequence[socket.socket],
+) -> tuple[web.AppRunner, list[asyncio.Server]]:
+    """Listen on `sockets`; the caller closes the servers first and cleans the runner up after.
 
-    `directory` is where the path of a Unix socket starts. Raises ConfigurationError, OSError.
+    Raises ConfigurationError, OSError.
     """
     front = None
     if listener.socket is not None:
@@ -212,6 +219,8 @@ async def listen(
     if server is None:
         raise ConfigurationError("aiohttp did not set up its server")
     loop = asyncio.get_running_loop()
+    # Nothing else sets it. Larger bodies are read in more steps.
+    SSLProtocol.max_size = _TLS_READ_BYTES
 
     def connected() -> RequestHandler:
         protocol = _Connection(
@@ -231,18 +240,77 @@ async def listen(
         loop.call_later(limits.header_seconds, _close_silent, protocol)
         return protocol
 
-    if listener.socket is not None:
-        taken = unix_socket(directory / listener.socket, listener.socket_group)
-        return runner, await loop.create_unix_server(connected, sock=taken, backlog=_BACKLOG)
-    listening = await loop.create_server(
-        connected,
-        listener.bind,
-        listener.port,
-        ssl=context,
-        backlog=_BACKLOG,
-        ssl_handshake_timeout=None if context is None else limits.header_seconds,
+    servers = [
+        await loop.create_server(
+            connected,
+            sock=taken,
+            ssl=context,
+            backlog=_BACKLOG,
+            ssl_handshake_timeout=None if context is None else limits.header_seconds,
+        )
+        for taken in sockets
+    ]
+    return runner, servers
+
+
+def bind(listeners: Listeners, directory: Path, *, shared: bool = False) -> Sockets:
+    """Take the addresses of all listeners that serve something, without listening yet.
+
+    `directory` is where paths of Unix sockets start. `shared`: TCP addresses are bound beside
+    those of other workers, and the kernel spreads the connections.
+    Raises ConfigurationError: an address is in use or cannot be had.
+    """
+    taken: Sockets = {}
+    for name, listener in listeners.each():
+        if not listener.serves:
+            continue
+        taken[name] = []
+        try:
+            if listener.socket is not None:
+                taken[name].append(unix_socket(directory / listener.socket, listener.socket_group))
+            else:
+                for family, address in _addresses(listener):
+                    taken[name].append(_tcp_socket(family, address, shared=shared))
+        except OSError as error:
+            close(taken)
+            where = listener.socket or f"{listener.bind} port {listener.port}"
+            raise ConfigurationError(
+                f"listeners.{name}: cannot listen on {where}: {(error.strerror or '').lower()}"
+            ) from error
+        except ConfigurationError:
+            close(taken)
+            raise
+    return taken
+
+
+def close(taken: Sockets) -> None:
+    """Let go of what `bind` took."""
+    for sockets in taken.values():
+        for one in sockets:
+            one.close()
+
+
+def _addresses(listener: Listener) -> list[tuple[socket.AddressFamily, Any]]:
+    found = socket.getaddrinfo(
+        listener.bind or None, listener.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )
-    return runner, listening
+    return list(dict.fromkeys((family, address) for family, _, _, _, address in found))
+
+
+def _tcp_socket(family: socket.AddressFamily, address: Any, *, shared: bool) -> socket.socket:
+    taken = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            # IPv4 has a socket of its own.
+            taken.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        taken.bind(address)
+    except BaseException:
+        taken.close()
+        raise
+    return taken
 
 
 def unix_socket(path: Path, group: str | None) -> socket.socket:

@@ -1,10 +1,13 @@
 """The server's own certificates: TLS and OCSP responders, issued through `ra` like all others.
 
 Each lives in one file, encrypted key and chain together, so that they are replaced as one. A
-certificate past half of its life is replaced by one with a new key.
+certificate past half of its life is replaced by one with a new key. All workers of a machine use
+the same files: one of them makes what is missing, the others wait for it. Every node has its own.
 """
 
-from collections.abc import Mapping
+import contextlib
+import fcntl
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -118,14 +121,24 @@ class OwnCertificates:
 
     def _fresh(self, purpose: str, profile: str, grant: Grant) -> OwnCertificate:
         path = self._settings.path(Path("keys") / f"{purpose}.pem")
-        if path.exists():
-            own = self._load(path)
-            life = own.certificate.not_valid_after_utc - own.certificate.not_valid_before_utc
-            half = own.certificate.not_valid_before_utc + life / 2
-            fresh = own.certificate.not_valid_before_utc <= self._clock.now() < half
-            if fresh and self._covers(own.certificate, profile, grant) and self._stands(own):
-                return own
-        return self._make(path, purpose, profile, grant)
+        own = self._usable(path, profile, grant)
+        if own is None:
+            with _turn(path.parent):
+                own = self._usable(path, profile, grant)
+                if own is None:
+                    own = self._make(path, purpose, profile, grant)
+        return own
+
+    def _usable(self, path: Path, profile: str, grant: Grant) -> OwnCertificate | None:
+        """Return what the file holds unless it is time for, or there is need of, another."""
+        if not path.exists():
+            return None
+        own = self._load(path)
+        life = own.certificate.not_valid_after_utc - own.certificate.not_valid_before_utc
+        half = own.certificate.not_valid_before_utc + life / 2
+        fresh = own.certificate.not_valid_before_utc <= self._clock.now() < half
+        stands = fresh and self._covers(own.certificate, profile, grant) and self._stands(own)
+        return own if stands else None
 
     def _load(self, path: Path) -> OwnCertificate:
         key = load_key(path, self._passphrase)
@@ -174,6 +187,16 @@ class OwnCertificates:
         chain = [x509.load_der_x509_certificate(der).public_bytes(Encoding.PEM) for der in ders]
         write_private(path, encrypt_key(key, self._passphrase) + b"".join(chain))
         return self._load(path)
+
+
+@contextlib.contextmanager
+def _turn(folder: Path) -> Iterator[None]:
+    """Wait until no other worker of this machine makes a certificate in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (folder / "lock").open("wb") as file:
+        # Let go of when the file is closed, or its process killed.
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _is_address(host: str) -> bool:

@@ -1,59 +1,83 @@
 """Composition root: a core becomes doors, listeners and background tasks; what starts anything."""
 
 import asyncio
-import os
+import gc
+import pkgutil
 import signal
+import socket
 import ssl
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import timedelta
 
 import structlog
 from aiohttp import web
 from cryptography import x509
 
-from estserver import failpoints, logs
+from estserver import failpoints, logs, systemd
 from estserver.ca.keys import read_secret, readable_by_others
 from estserver.config import Settings
 from estserver.core import Core, SystemClock, open_core
-from estserver.errors import ConfigurationError, Error, Fault, Unavailable
-from estserver.listeners import TLSFiles, listen, load_certificate, tls_context, try_certificate
-from estserver.management import Management
+from estserver.duties import Duties, Duty, node_name, process_name
+from estserver.errors import ConfigurationError, Error, Fault
+from estserver.listeners import (
+    Sockets,
+    TLSFiles,
+    bind,
+    close,
+    listen,
+    load_certificate,
+    tls_context,
+    try_certificate,
+)
 from estserver.model import Origin
 from estserver.own_certificates import OwnCertificates
 from estserver.protocols import EnrollmentProtocol, Services
-from estserver.protocols.acme import ACMEProtocol, faults
-from estserver.protocols.est import ESTProtocol
-from estserver.protocols.status import StatusProtocol
 from estserver.settings import Listener
-from estserver.store import registrations
-from estserver.web.renewal import RenewalProtocol
-from estserver.web.wizard import WebProtocol
+from estserver.store import health, registrations
 
 log = structlog.get_logger("estserver.server")
 
-PROTOCOLS: Sequence[Callable[[Services], EnrollmentProtocol]] = (
-    WebProtocol,
-    ESTProtocol,
-    ACMEProtocol,
-    RenewalProtocol,
-    StatusProtocol,
-    Management,
-)
+PROTOCOLS: Mapping[str, str] = {
+    "web": "estserver.web.wizard:WebProtocol",
+    "est": "estserver.protocols.est:ESTProtocol",
+    "acme": "estserver.protocols.acme:ACMEProtocol",
+    "renewal": "estserver.web.renewal:RenewalProtocol",
+    "status": "estserver.protocols.status:StatusProtocol",
+    "management": "estserver.management:Management",
+}
+"""What a listener may serve: each an EnrollmentProtocol, imported only where it is served."""
 _ASKS_FOR_CERTIFICATES = frozenset({"est", "renewal"})
 _PLAIN = frozenset({"status", "management"})
 _THREADS = 32
 _MAIL_SECONDS = 5
 _PUBLISH_SECONDS = 2
 _TIDY_SECONDS = 60
+_ALIVE_SECONDS = 20
 _ORIGIN = Origin("background", "server")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a process stands among those that serve one instance.
+
+    `holder` is its name in leases; `sockets` were bound for it, None: it binds its own; `tell`
+    takes what systemd wants to know of a whole service.
+    """
+
+    holder: str
+    sockets: Sockets | None = None
+    tell: Callable[[str], None] = systemd.tell
 
 
 class Server:
     """A running estserver. `start`, then `stop`; `reload` takes profiles and certificates anew."""
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: Core, place: Place | None = None) -> None:
+        """`place`: where this process stands among others; None where it is the only one."""
         self._core = core
+        self._place = place or Place(process_name())
         self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="core")
         self._passphrase = read_secret(core.settings.path(core.settings.secrets.passphrase))
         self._own = OwnCertificates(
@@ -71,6 +95,7 @@ class Server:
             ra=core.ra,
             status=core.status,
             executor=self._executor,
+            duties=Duties(core.store, core.clock, self._place.holder, self._executor),
         )
         self._office = core.post_office()
         self._contexts: list[tuple[ssl.SSLContext, Listener]] = []
@@ -82,29 +107,35 @@ class Server:
 
     async def start(self) -> None:
         """Finish what a crash left, renew our own certificates, publish CRLs, then listen."""
-        await self.services.run(self._prepare)
-        doors = {door.name: door for door in (make(self.services) for make in PROTOCOLS)}
-        used: dict[str, None] = {}
-        for name in ("web", "devices", "status", "management"):
-            listener: Listener = getattr(self._core.settings.listeners, name)
-            if unknown := set(listener.serves) - doors.keys():
-                raise ConfigurationError(
-                    f"listeners.{name}.serves: unknown: {', '.join(sorted(unknown))}"
-                )
-            served = [doors[door] for door in listener.serves]
-            if served:
-                await self._listen(name, listener, served)
-            used |= dict.fromkeys(listener.serves)
-        for name in used:
-            for work in doors[name].background():
+        settings = self._core.settings
+        sockets = self._place.sockets
+        if sockets is None:
+            sockets = bind(settings.listeners, settings.directory)
+        try:
+            await self.services.run(self._prepare)
+            doors: dict[str, EnrollmentProtocol] = {}
+            for name, listener in settings.listeners.each():
+                for door in listener.serves:
+                    if door not in doors:
+                        doors[door] = _open_door(name, door, self.services)
+                if listener.serves:
+                    served = [doors[door] for door in listener.serves]
+                    await self._listen(name, listener, served, sockets[name])
+        except BaseException:
+            close(sockets)
+            raise
+        for name, opened in doors.items():
+            for work in opened.background():
                 self._begin(name, work)
-        for seconds, name, duty in self._duties():
-            self._begin(name, _every(seconds, name, duty))
-        log.info("server.started", directory=str(self._core.settings.directory), ports=self.ports)
+        for duty in self._duties():
+            self._begin(duty.name, self.services.duties.perform(duty))
+        log.info("server.started", directory=str(settings.directory), ports=self.ports)
 
     def _prepare(self) -> None:
         for sentence in readable_by_others(self._core.settings.secret_files()):
             log.warning("secret.exposed", error=sentence)
+        if sentence := self._core.store.read(health.asynchronous_standby):
+            log.warning("database.asynchronous", error=sentence)
         try:
             self._core.ra.finish(_ORIGIN)
         except Fault:
@@ -114,24 +145,29 @@ class Server:
         self._tls = self._own.tls().certificate
         self._core.status.publish_due()
 
-    def _duties(self) -> list[tuple[float, str, Callable[[], Awaitable[object]]]]:
-        """List what is done again and again: each by itself, so that none waits for another."""
+    def _duties(self) -> list[Duty]:
         core, run = self._core, self.services.run
         young = timedelta(seconds=_TIDY_SECONDS)
-        duties: list[tuple[float, str, Callable[[], Awaitable[object]]]] = [
-            (_PUBLISH_SECONDS, "crls", lambda: run(core.status.publish_due)),
-            (_TIDY_SECONDS, "intents", lambda: run(core.ra.finish, _ORIGIN, older_than=young)),
-            (_TIDY_SECONDS, "superseded", lambda: run(core.ra.revoke_superseded, _ORIGIN)),
-            (_TIDY_SECONDS, "responders", lambda: run(self._use_responders)),
-            (_TIDY_SECONDS, "tls", self._renew_tls),
-            (_TIDY_SECONDS, "attempts", lambda: run(self._forget_attempts)),
+        duties = [
+            Duty("crls", _PUBLISH_SECONDS, lambda: run(core.status.publish_due)),
+            Duty("intents", _TIDY_SECONDS, lambda: run(core.ra.finish, _ORIGIN, older_than=young)),
+            Duty("superseded", _TIDY_SECONDS, lambda: run(core.ra.revoke_superseded, _ORIGIN)),
+            Duty("attempts", _TIDY_SECONDS, lambda: run(self._forget_attempts)),
+            # Every worker reads the files of its machine.
+            Duty("responders", _TIDY_SECONDS, lambda: run(self._use_responders), alone=False),
+            Duty("tls", _TIDY_SECONDS, self._renew_tls, alone=False),
+            # Nothing to do but to be there: `doctor` tells which nodes live.
+            Duty(node_name(core.settings.directory), _ALIVE_SECONDS, lambda: asyncio.sleep(0)),
         ]
         if self._office.sends:
-            duties.append((_MAIL_SECONDS, "mail", self._office.deliver_due))
+            duties.append(Duty("mail", _MAIL_SECONDS, self._office.deliver_due))
         return duties
 
     def _use_responders(self) -> None:
-        for name in self._core.issuers:
+        for name, issuer in self._core.issuers.items():
+            if issuer.certificate.not_valid_after_utc <= self._core.clock.now():
+                # It can certify nobody, and nobody asks about what has expired with it.
+                continue
             own = self._own.responder(name)
             self._core.status.use_responder(name, own.certificate, own.key)
 
@@ -155,27 +191,23 @@ class Server:
         self._tasks.append(task)
 
     async def _listen(
-        self, name: str, listener: Listener, doors: Sequence[EnrollmentProtocol]
+        self,
+        name: str,
+        listener: Listener,
+        doors: Sequence[EnrollmentProtocol],
+        sockets: Sequence[socket.socket],
     ) -> None:
         context = None
         if listener.socket is None and not set(listener.serves) <= _PLAIN:
             context = await self.services.run(self._context, listener)
             self._contexts.append((context, listener))
-        limits = self._core.settings.limits
-        try:
-            runner, listening = await listen(
-                listener, doors, context, limits, self._core.settings.directory
-            )
-        except OSError as error:
-            where = listener.socket or f"{listener.bind} port {listener.port}"
-            raise ConfigurationError(
-                f"listeners.{name}: cannot listen on {where}: "
-                f"{os.strerror(error.errno or 0).lower()}"
-            ) from error
+        runner, servers = await listen(
+            listener, doors, context, self._core.settings.limits, sockets
+        )
         self._runners.append(runner)
-        self._sockets.append(listening)
+        self._sockets += servers
         if listener.socket is None:
-            self.ports[name] = listening.sockets[0].getsockname()[1]
+            self.ports[name] = sockets[0].getsockname()[1]
 
     def _context(self, listener: Listener) -> ssl.SSLContext:
         asks = bool(set(listener.serves) & _ASKS_FOR_CERTIFICATES)
@@ -221,21 +253,16 @@ class Server:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for runner in self._runners:
             await runner.cleanup()
+        await self.services.run(self.services.duties.leave)
         self._executor.shutdown(wait=True)
         log.info("server.stopped")
 
 
-async def _every(seconds: float, name: str, duty: Callable[[], Awaitable[object]]) -> None:
-    """Do a duty again and again; a failure is logged and tried again."""
-    while True:
-        await asyncio.sleep(seconds)
-        try:
-            await duty()
-        except Unavailable as error:
-            log.warning("background.delayed", operation=name, error=error.detail)
-        except Exception:
-            # A background task must outlive its failures.
-            log.exception("background.failed", operation=name)
+def _open_door(listener: str, name: str, services: Services) -> EnrollmentProtocol:
+    if name not in PROTOCOLS:
+        raise ConfigurationError(f"listeners.{listener}.serves: unknown: {name}")
+    door: EnrollmentProtocol = pkgutil.resolve_name(PROTOCOLS[name])(services)
+    return door
 
 
 def _tell_of_death(task: asyncio.Task[None]) -> None:
@@ -244,15 +271,22 @@ def _tell_of_death(task: asyncio.Task[None]) -> None:
         log.error("background.died", operation=task.get_name(), exc_info=error)
 
 
-async def serve(settings: Settings, reread: Callable[[], Settings]) -> None:
+async def serve(
+    settings: Settings, reread: Callable[[], Settings], place: Place | None = None
+) -> None:
     """Serve until SIGTERM or SIGINT; SIGHUP takes profiles and TLS certificates anew."""
     logs.configure(settings.log)
+    place = place or Place(process_name())
+    stopped = asyncio.Event()
+    reloading: set[asyncio.Task[None]] = set()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    # A reload asked for while we start waits until there is something to reload.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     core = open_core(settings, SystemClock(), with_keys=True)
     try:
-        server = Server(core)
-        stopped = asyncio.Event()
-        reloading: set[asyncio.Task[None]] = set()
-        loop = asyncio.get_running_loop()
+        server = Server(core, place)
 
         def reload() -> None:
             task = loop.create_task(server.reload(reread), name="reload")
@@ -260,12 +294,16 @@ async def serve(settings: Settings, reread: Callable[[], Settings]) -> None:
             reloading.add(task)
             task.add_done_callback(reloading.discard)
 
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stopped.set)
-        loop.add_signal_handler(signal.SIGHUP, reload)
         try:
             await server.start()
+            loop.add_signal_handler(signal.SIGHUP, reload)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+            # What is there now stays: the collector need not look at it again.
+            gc.collect()
+            gc.freeze()
+            place.tell("READY=1")
             await stopped.wait()
+            place.tell("STOPPING=1")
         finally:
             await server.stop()
     finally:
@@ -277,4 +315,4 @@ def enter_test_mode(environment: Mapping[str, str]) -> None:
     if text := environment.get("ESTSERVER_FAILPOINT"):
         failpoints.arm(text)
     if text := environment.get("ESTSERVER_FAULTS"):
-        faults.arm(text)
+        pkgutil.resolve_name("estserver.protocols.acme.faults:arm")(text)

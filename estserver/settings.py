@@ -105,6 +105,15 @@ class Listeners(_Section):
     status: Listener = _listener(8080, "http", "status")
     management: Listener = _listener(9180, "http", "management")
 
+    def each(self) -> tuple[tuple[str, Listener], ...]:
+        """Return them all with their names."""
+        return (
+            ("web", self.web),
+            ("devices", self.devices),
+            ("status", self.status),
+            ("management", self.management),
+        )
+
     @model_validator(mode="before")
     @classmethod
     def _partial_tables(cls, data: Any) -> Any:

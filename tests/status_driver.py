@@ -21,6 +21,7 @@ from estserver.ca.keys import PrivateKey, generate_key
 from estserver.config import Settings
 from estserver.csr import read_csr
 from estserver.invitations import Invitations
+from estserver.duties import Duties
 from estserver.keyring import Keyring
 from estserver.model import (
     Applicant,
@@ -188,6 +189,7 @@ class House:
             status=self.status,
             executor=executor,
         )
+            duties=Duties(self.store, self.clock, "test", executor),
 
     def write_pem(self, file: str, *certificates: x509.Certificate) -> str:
         """Write certificates for a client program; return the path."""

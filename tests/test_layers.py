@@ -17,12 +17,13 @@ ROOMS = (
     ("authentication", "intents"),
     ("ra", "status"),
     ("own_certificates",),
-    ("core",),
+    ("core", "duties"),
     ("front",),
     ("http",),
     ("protocols", "web", "management"),
-    ("logs", "listeners"),
+    ("logs", "listeners", "systemd"),
     ("server", "doctor", "verification"),
+    ("supervisor",),
     ("cli",),
 )
 # A protocol's own tables are its own room's business.

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from estserver import config, server
 from estserver.core import open_core
+from estserver.duties import Duties, Duty
 from estserver.errors import ConfigurationError, Fault, Unavailable
 from estserver.model import CertificateState, EnrollmentState
 from estserver.store import certificates
@@ -221,7 +222,10 @@ def test_an_enrollment_that_cannot_be_finished_keeps_nobody_else_out(
         live.core.ra.finish(ORIGIN)
 
 
-def test_a_duty_that_fails_is_done_again_and_a_task_that_dies_is_told_of() -> None:
+@pytest.mark.parametrize("alone", [True, False], ids=["under a lease", "everywhere"])
+def test_a_duty_that_fails_is_done_again_and_a_task_that_dies_is_told_of(
+    live: Live, *, alone: bool
+) -> None:
     done: list[str] = []
 
     async def duty() -> None:
@@ -233,7 +237,10 @@ def test_a_duty_that_fails_is_done_again_and_a_task_that_dies_is_told_of() -> No
         raise asyncio.CancelledError
 
     async def work() -> None:
-        await asyncio.gather(server._every(0, "mail", duty), return_exceptions=True)
+        duties = Duties(live.core.store, live.clock, "test", live.server._executor)
+        await asyncio.gather(
+            duties.perform(Duty("mail", 0, duty, alone=alone)), return_exceptions=True
+        )
         task = asyncio.create_task(_die(), name="acme")
         task.add_done_callback(server._tell_of_death)
         await asyncio.wait([task])

@@ -19,7 +19,8 @@ from estserver.errors import ConfigurationError, Conflict, Fault, Unavailable
 from estserver.model import Event, Origin
 from estserver.protocols.acme.tables import accounts
 from estserver.store import Store, Transaction, audit, engine, migrate, require_current
-from estserver.store.tables import attempts, audit_events, metadata
+from estserver.store.migrate import newest
+from estserver.store.tables import attempts, audit_events, compatibility, metadata
 from tests.live import MovableClock
 from tests.parts import ORIGIN
 from tests.postgres import make_schema
@@ -540,14 +541,40 @@ def test_an_empty_database_is_refused(
         require_current(store)
 
 
-def test_a_database_of_a_newer_program_is_refused(store: Store) -> None:
-    store.write(
-        lambda tx: tx.connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
-    )
-    with pytest.raises(ConfigurationError, match="9999"):
+def _become(store: Store, revision: str, oldest: str) -> None:
+    def unit(tx: Transaction) -> None:
+        tx.connection.execute(
+            sa.text("UPDATE alembic_version SET version_num = :new"), {"new": revision}
+        )
+        tx.connection.execute(sa.update(compatibility).values(oldest=oldest))
+
+    store.write(unit)
+
+
+def test_a_node_goes_on_with_the_schema_of_the_next_program(store: Store) -> None:
+    _become(store, "9998", newest())
+    require_current(store)
+    # Its unit starts with `migrate`, which must neither fail nor go back.
+    assert migrate(store) == "9998"
+
+
+def test_a_schema_that_no_longer_suits_this_program_is_refused(store: Store) -> None:
+    _become(store, "9998", "9997")
+    for use in (migrate, require_current):
+        with pytest.raises(ConfigurationError, match=r"9998.*upgrade this node"):
+            use(store)
+
+
+def test_a_schema_that_does_not_say_whom_it_suits_is_refused(store: Store) -> None:
+    _become(store, "9998", newest())
+    store.write(lambda tx: tx.change(sa.delete(compatibility)))
+    with pytest.raises(ConfigurationError, match="9998"):
         require_current(store)
-    with pytest.raises(ConfigurationError, match="9999"):
-        migrate(store)
+
+
+def test_the_schema_is_named_as_alembic_names_it(store: Store) -> None:
+    with store.engine.connect() as connection:
+        assert MigrationContext.configure(connection).get_current_revision() == newest()
 
 
 def test_a_database_of_something_else_is_refused(

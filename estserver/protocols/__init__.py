@@ -15,6 +15,7 @@ from cryptography import x509
 
 from estserver.authentication import Authenticator
 from estserver.config import Settings
+from estserver.duties import Duties
 from estserver.errors import Refused, Unavailable
 from estserver.invitations import Invitations
 from estserver.keyring import Keyring
@@ -44,6 +45,8 @@ class Services:
     authenticator: Authenticator
     ra: RegistrationAuthority
     status: StatusAuthority
+    duties: Duties
+    """For what a door does again and again: `background` may return `duties.perform(Duty(…))`."""
     executor: Executor
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

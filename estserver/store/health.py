@@ -37,3 +37,33 @@ def count_letters(tx: Transaction) -> dict[str, int]:
     """Return how many letters are queued, sent and failed."""
     query = sa.select(outbox.c.state, sa.func.count()).group_by(outbox.c.state)
     return {row[0]: row[1] for row in tx.connection.execute(query)}
+
+
+def asynchronous_standby(tx: Transaction) -> str | None:
+    """Say what the failure of the database server would lose; None: nothing, or there is one only.
+
+    A standby that is not waited for lacks what was committed last: certificates that were handed
+    out, and revocations.
+    """
+    connection = tx.connection
+    if connection.dialect.name != "postgresql":
+        return None
+    standbys = connection.execute(
+        sa.text(
+            "SELECT (SELECT count(*) FROM pg_stat_replication)"
+            " + (SELECT count(*) FROM pg_replication_slots WHERE slot_type = 'physical')"
+        )
+    ).scalar_one()
+    if not standbys:
+        return None
+    waits_for = connection.execute(sa.text("SHOW synchronous_standby_names")).scalar_one()
+    level = connection.execute(sa.text("SHOW synchronous_commit")).scalar_one()
+    if waits_for and level not in {"off", "local"}:
+        return None
+    setting = (
+        f"synchronous_commit is {level}" if waits_for else "synchronous_standby_names is empty"
+    )
+    return (
+        f"PostgreSQL has a standby and does not wait for it ({setting}): a failover loses the last "
+        "certificates and revocations; name the standby in synchronous_standby_names"
+    )

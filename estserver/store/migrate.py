@@ -1,4 +1,10 @@
-"""Bring a database to the newest schema: Alembic, configured in code."""
+"""Bring a database to the newest schema: Alembic, configured in code.
+
+Nodes are upgraded one after another, so the program before runs on the schema of the program
+after: a release's migrations only add (tables, indexes, columns that are nullable or have a
+server's default), and what a release no longer uses is dropped by the next. First `migrate` with
+the new program, then restart node after node.
+"""
 
 import contextlib
 import sqlite3
@@ -6,53 +12,111 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from alembic.util import CommandError
 
 from estserver.errors import ConfigurationError
 from estserver.store.engine import Store
+from estserver.store.tables import compatibility
 
+OLDEST = "0004"
+"""The schema of the oldest program that works with the newest schema.
+
+Raise it together with a migration that takes away what an older program uses.
+"""
+_FOLDER = Path(__file__).parent / "migrations"
 _ADVISORY_LOCK = 0x657374
 """Two nodes must not migrate at once; any constant that nobody else uses will do."""
-
-
-def _config() -> Config:
-    config = Config()
-    # A percent sign in the path would be taken as an interpolation.
-    folder = str(Path(__file__).parent / "migrations").replace("%", "%%")
-    config.set_main_option("script_location", folder)
-    return config
+_revision = sa.table("alembic_version", sa.column("version_num", sa.Text))
 
 
 def migrate(store: Store) -> str:
     """Upgrade to the newest schema and return its revision. Runs again without harm.
 
-    Raises ConfigurationError: the schema is newer than this program, or the database holds
+    A newer schema that this program can work with is left as it is.
+    Raises ConfigurationError: the schema is newer than this program can use, or the database holds
     something else or cannot be opened.
     """
-    config = _config()
     with _explained(), store.engine.connect() as connection:
         connection.execution_options(estserver_write=True)
         with connection.begin():
-            if connection.dialect.name == "postgresql":
-                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_ADVISORY_LOCK)))
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
-    return _newest()
+            _wait_for_others(connection)
+            present = _present(connection)
+            if present is not None and present > newest():
+                _require_compatible(connection, present)
+                return present
+            _upgrade(connection)
+            connection.execute(sa.delete(compatibility))
+            connection.execute(sa.insert(compatibility).values(oldest=OLDEST))
+    return newest()
 
 
 def require_current(store: Store) -> None:
-    """Raise ConfigurationError unless the database has exactly the schema of this program."""
+    """Raise ConfigurationError unless this program can work with the schema of the database."""
     with _explained(), store.engine.connect() as connection, connection.begin():
-        present = MigrationContext.configure(connection).get_current_revision()
-    if present != _newest():
+        present = _present(connection)
+        if present is not None and present > newest():
+            _require_compatible(connection, present)
+        elif present != newest():
+            raise ConfigurationError(
+                f"the database schema is {present or 'empty'}, this program needs {newest()}: "
+                "run `estserver migrate`"
+            )
+
+
+def newest() -> str:
+    """Return the revision of this program's schema."""
+    found = [path.name[:4] for path in (_FOLDER / "versions").glob("[0-9]*.py")]
+    if not found:
+        raise ConfigurationError("the installation lacks its database migrations")
+    return max(found)
+
+
+def _present(connection: sa.Connection) -> str | None:
+    """Return the revision of the database, None if it holds nothing of ours yet."""
+    if not sa.inspect(connection).has_table("alembic_version"):
+        return None
+    revision: str | None = connection.execute(sa.select(_revision)).scalar_one_or_none()
+    return revision
+
+
+def _require_compatible(connection: sa.Connection, present: str) -> None:
+    """Raise ConfigurationError unless a program as old as this one may use a newer schema."""
+    oldest = None
+    if sa.inspect(connection).has_table(compatibility.name):
+        oldest = connection.execute(sa.select(compatibility.c.oldest)).scalar_one_or_none()
+    if oldest is None or newest() < oldest:
         raise ConfigurationError(
-            f"the database schema is {present or 'empty'}, this program needs {_newest()}: "
-            "run `estserver migrate`"
+            f"the database schema is {present}, which is not known to this program (its own is "
+            f"{newest()}) and asks for a newer one: upgrade this node"
         )
+
+
+def _wait_for_others(connection: sa.Connection) -> None:
+    if connection.dialect.name != "postgresql":
+        return
+    # However long the other node takes; and our own migrations may work on large tables.
+    connection.execute(sa.text("SET LOCAL lock_timeout = 0"))
+    connection.execute(sa.text("SET LOCAL statement_timeout = 0"))
+    connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_ADVISORY_LOCK)))
+    # Tables in use are another matter: who waits for one keeps everybody behind out.
+    connection.execute(sa.text("SET LOCAL lock_timeout = '5s'"))
+
+
+def _upgrade(connection: sa.Connection) -> None:
+    # Imported here: a tenth of the time in which `serve` starts, which migrates nothing.
+    from alembic import command  # noqa: PLC0415 - see above
+    from alembic.config import Config  # noqa: PLC0415 - see above
+    from alembic.util import CommandError  # noqa: PLC0415 - see above
+
+    config = Config()
+    # A percent sign in the path would be taken as an interpolation.
+    config.set_main_option("script_location", str(_FOLDER).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    try:
+        command.upgrade(config, "head")
+    except CommandError as error:
+        raise ConfigurationError(
+            f"the database schema is not known to this program, which may be too old: {error}"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -60,17 +124,6 @@ def _explained() -> Iterator[None]:
     """Say what is wrong with a database that cannot be brought to our schema."""
     try:
         yield
-    except CommandError as error:
-        raise ConfigurationError(
-            f"the database schema is not known to this program, which may be too old: {error}"
-        ) from error
     except (sa.exc.DBAPIError, sqlite3.Error) as error:
         cause = getattr(error, "orig", error)
         raise ConfigurationError(f"the database cannot be used: {cause}") from error
-
-
-def _newest() -> str:
-    revision = ScriptDirectory.from_config(_config()).get_current_head()
-    if revision is None:
-        raise ConfigurationError("the installation lacks its database migrations")
-    return revision

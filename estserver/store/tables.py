@@ -169,6 +169,20 @@ outbox = sa.Table(
     sa.Index(None, "state", "due_at"),
 )
 
+compatibility = sa.Table(
+    "compatibility",
+    metadata,
+    sa.Column("oldest", sa.Text, primary_key=True),
+)
+
+leases = sa.Table(
+    "leases",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("holder", sa.Text, nullable=False),
+    sa.Column("until", sa.BigInteger, nullable=False),
+)
+
 audit_events = sa.Table(
     "audit_events",
     metadata,

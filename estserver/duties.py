@@ -1,0 +1,95 @@
+"""Duties: what is done again and again besides the requests, each by itself, so that none waits.
+
+A duty that one worker of all nodes can do for all is done by whoever holds its lease; when the
+holder dies, another takes over once the lease has run out. A new duty is one `Duty` in a list.
+"""
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import structlog
+
+from estserver.errors import Unavailable
+from estserver.model import Clock
+from estserver.store import Store, leases
+
+log = structlog.get_logger("estserver.duties")
+
+NODE = "node "
+"""Begins the name of the lease that a node holds for as long as it lives."""
+_SHORTEST_TERM = timedelta(seconds=8)
+_MISSED_TURNS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Duty:
+    """`work`, to be done every `seconds`; `alone`: by one worker of all nodes at a time.
+
+    `work` must stay right if two do it at the same moment all the same.
+    """
+
+    name: str
+    seconds: float
+    work: Callable[[], Awaitable[object]]
+    alone: bool = True
+
+
+def node_name(directory: Path) -> str:
+    """Name the lease of the node that serves the instance in `directory` of this machine."""
+    return f"{NODE}{socket.gethostname()}:{directory}"
+
+
+def process_name(worker: int = 0) -> str:
+    """Name this process, or that worker of it, as leases do: unlike any other that is alive."""
+    return f"{socket.gethostname()}:{os.getpid()}:{worker}"
+
+
+class Duties:
+    """Does duties for one process, which `holder` names. Thread-safe."""
+
+    def __init__(self, store: Store, clock: Clock, holder: str, executor: Executor) -> None:
+        self._store = store
+        self._clock = clock
+        self._holder = holder
+        self._executor = executor
+
+    async def perform(self, duty: Duty) -> None:
+        """Do a duty for ever; a failure is logged and tried again."""
+        while True:
+            await asyncio.sleep(duty.seconds)
+            try:
+                if not duty.alone or await self._is_ours(duty):
+                    await duty.work()
+            except Unavailable as error:
+                log.warning("background.delayed", operation=duty.name, error=error.detail)
+            except Exception:
+                # A background task must outlive its failures.
+                log.exception("background.failed", operation=duty.name)
+
+    def leave(self) -> None:
+        """Let the others take over at once; without the database they wait for the terms' end."""
+        with contextlib.suppress(Unavailable):
+            self._store.write(lambda tx: leases.leave(tx, self._holder))
+
+    async def _is_ours(self, duty: Duty) -> bool:
+        term = max(_SHORTEST_TERM, timedelta(seconds=duty.seconds) * _MISSED_TURNS)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, self._take, duty.name, term)
+
+    def _take(self, name: str, term: timedelta) -> bool:
+        """Hold the lease, or see that another does; most turns of either write nothing."""
+        lease = self._store.read(lambda tx: leases.get(tx, name))
+        if lease is not None:
+            left = lease.until - self._clock.now()
+            if lease.holder != self._holder and left > timedelta(0):
+                return False
+            if lease.holder == self._holder and left > term / 2:
+                return True
+        return self._store.write(lambda tx: leases.take(tx, name, self._holder, term))
