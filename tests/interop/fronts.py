@@ -84,6 +84,16 @@ class Front:
         return text
 
 
+def behind(text: str, name: str, folder: Path) -> str:
+    """Return the text of an estserver.toml with the https listeners on sockets in `folder`."""
+    for listener in ("web", "devices"):
+        given = f'socket = "{folder / listener}.sock"\nfront = "{name}"\n'
+        if os.geteuid() == 0:
+            given += f'socket_group = "{_USERS[name]}"\nfront_users = ["{_USERS[name]}"]\n'
+        text = text.replace(f"[listeners.{listener}]\n", f"[listeners.{listener}]\n{given}")
+    return text
+
+
 def make_fronted(workshop: Workshop, directory: Path, name: str) -> tuple[Live, Front]:
     """Make an instance whose two https listeners are a proxy's, and start both."""
     # Not under pytest's folder, which the proxy's user may not enter.
@@ -91,14 +101,7 @@ def make_fronted(workshop: Workshop, directory: Path, name: str) -> tuple[Live, 
     folder.chmod(0o755)
     live = workshop.make(directory, start=False)
     path = directory / "estserver.toml"
-    text = path.read_text(encoding="utf-8")
-    root = os.geteuid() == 0
-    for listener in ("web", "devices"):
-        given = f'socket = "{folder / listener}.sock"\nfront = "{name}"\n'
-        if root:
-            given += f'socket_group = "{_USERS[name]}"\nfront_users = ["{_USERS[name]}"]\n'
-        text = text.replace(f"[listeners.{listener}]\n", f"[listeners.{listener}]\n{given}")
-    path.write_text(text, encoding="utf-8")
+    path.write_text(behind(path.read_text(encoding="utf-8"), name, folder), encoding="utf-8")
     live.settings = config.load(path)
     live.start()
     _write_tls(live, folder)
