@@ -20,8 +20,8 @@ from estserver.ca.issuer import Issuer, StatusURLs
 from estserver.ca.keys import PrivateKey, generate_key
 from estserver.config import Settings
 from estserver.csr import read_csr
-from estserver.invitations import Invitations
 from estserver.duties import Duties
+from estserver.invitations import Invitations
 from estserver.keyring import Keyring
 from estserver.model import (
     Applicant,
@@ -188,8 +188,8 @@ class House:
             ra=self.ra,
             status=self.status,
             executor=executor,
-        )
             duties=Duties(self.store, self.clock, "test", executor),
+        )
 
     def write_pem(self, file: str, *certificates: x509.Certificate) -> str:
         """Write certificates for a client program; return the path."""

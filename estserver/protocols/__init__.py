@@ -45,9 +45,9 @@ class Services:
     authenticator: Authenticator
     ra: RegistrationAuthority
     status: StatusAuthority
+    executor: Executor
     duties: Duties
     """For what a door does again and again: `background` may return `duties.perform(Duty(…))`."""
-    executor: Executor
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a blocking call of the core on the thread pool.
