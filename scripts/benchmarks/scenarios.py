@@ -1,0 +1,22 @@
+"""The scenarios of a run, in the order in which it goes through them."""
+
+from collections.abc import Callable
+
+from scripts.benchmarks import bare, enrolling
+from scripts.benchmarks.course import Extent, Scenario
+
+
+def _loads(count: int, beginning: float = 3) -> Callable[[Extent], float]:
+    """Estimate so many loads a round, each with making CSRs before and checking after."""
+    return lambda extent: beginning + count * extent.rounds * (extent.seconds * 1.5 + 0.3)
+
+
+SCENARIOS = (
+    Scenario("limits", "what one core can do at best", bare.limits, _loads(7)),
+    Scenario("est", "EST on SQLite, one worker", enrolling.est, _loads(8)),
+    Scenario("single-use", "a PIN for each certificate", enrolling.single_use, _loads(6)),
+    Scenario("reenroll", "renewal over mutual TLS", enrolling.reenroll, _loads(2)),
+    Scenario("postgresql", "EST on PostgreSQL", enrolling.postgresql, _loads(3, 10)),
+    Scenario("workers", "two workers", enrolling.workers, _loads(6, 15)),
+    Scenario("fronts", "behind HAProxy and nginx", enrolling.fronts, _loads(4, 8)),
+)
