@@ -304,7 +304,12 @@ class Authenticator:
         if account.invitation is None:
             return None
         invitation = self._invitations.get(account.invitation)
-        if invitation.profile not in self._profiles or Door.ACME not in invitation.doors:
+        if invitation.profile not in self._profiles:
+            raise RegistrationClosed(
+                f"the profile {invitation.profile} is not issued any more: ask the administrator",
+                values={"reason": "profile"},
+            )
+        if Door.ACME not in invitation.doors:
             raise RegistrationClosed("this registration does not open the ACME door any more")
         if invitation.state is InvitationState.HELD:
             raise NotReleased(

@@ -21,6 +21,7 @@ from estserver.cli_output import (
     print_instance,
     print_json,
 )
+from estserver.cli_paused import acme
 from estserver.cli_records import certificates, enrollments, invitations, mail_out
 from estserver.core import SystemClock, require_database_file
 from estserver.doctor import Verdict, examine
@@ -275,3 +276,4 @@ def verify_command(operator: Operator, *, as_json: bool) -> None:
 main.add_command(invitations)
 main.add_command(enrollments)
 main.add_command(certificates)
+main.add_command(acme)

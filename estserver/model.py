@@ -147,12 +147,16 @@ class Grant:
     `exact`: the CSR must ask for all of it and nothing else (RFC 7030 §4.2.2); otherwise what the
     CSR leaves out is filled in from here. `ordered`: the CSR must ask for exactly these names, in
     the subjectAltName or as CN, and the rest of its subject means nothing (RFC 8555 §7.4).
+    `not_before` and `not_after`, UTC and whole seconds: what was ordered; None leaves it to the
+    profile.
     """
 
     subject: x509.Name
     names: frozenset[x509.GeneralName]
     exact: bool = False
     ordered: bool = False
+    not_before: datetime | None = None
+    not_after: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

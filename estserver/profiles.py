@@ -21,6 +21,7 @@ from estserver.errors import (
     IdentityMismatch,
     KeyNotAllowed,
     NamesNotAllowed,
+    NotEntitled,
 )
 from estserver.model import Door, Grant, Invitation, Plan, PublicKey
 from estserver.name_constraints import forbidden
@@ -213,6 +214,19 @@ class Profile:
         except ValueError as error:
             raise BadInput(f"profile {self.name} cannot make a subject of this: {error}") from error
 
+    def check_validity(
+        self, not_before: datetime | None, not_after: datetime | None, now: datetime
+    ) -> None:
+        """Raise BadInput unless a certificate ordered now may begin and end at these times."""
+        if not_before is not None and not now - BACKDATE <= not_before <= now:
+            raise BadInput("notBefore can only be now: leave it out")
+        latest = self._latest(not_before or self._earliest(now))
+        if not_after is not None and not now < not_after <= latest:
+            raise BadInput(
+                f"notAfter must lie between now and {latest:%Y-%m-%dT%H:%M:%SZ}, "
+                f"as the profile {self.name} has it"
+            )
+
     def require_door(self, door: Door) -> None:
         """Raise BadInput unless the profile may be used through `door`."""
         if door not in self.settings.doors:
@@ -222,8 +236,8 @@ class Profile:
         """Decide one certificate.
 
         Raises KeyNotAllowed, NamesNotAllowed (a name outside the grant or the issuer's
-        nameConstraints), IdentityMismatch (an exact grant and a CSR that differs), Fault (the
-        issuer is not valid now).
+        nameConstraints), IdentityMismatch (an exact grant and a CSR that differs), NotEntitled
+        (the validity that was ordered cannot be had any more), Fault (the issuer is not valid now).
         """
         if not allows(self.settings.keys, csr.key):
             allowed = ", ".join(key.value for key in self.settings.keys)
@@ -251,12 +265,13 @@ class Profile:
         return self._plan(public_key, grant, now)
 
     def _plan(self, public_key: PublicKey, grant: Grant, now: datetime) -> Plan:
-        not_before = max(now - BACKDATE, self._issuer_not_before)
-        # RFC 5280 §4.1.2.5: both ends count, so n days end one second early (INC-26).
-        not_after = not_before + self.settings.validity - timedelta(seconds=1)
-        not_after = min(not_after, self._issuer_not_after)
-        if not not_before <= now < not_after:
+        not_before = grant.not_before or self._earliest(now)
+        latest = self._latest(not_before)
+        not_after = grant.not_after or latest
+        if not self._issuer_not_before <= now < self._issuer_not_after:
             raise Fault(f"the issuer of profile {self.name} is not valid now")
+        if not self._issuer_not_before <= not_before <= now < not_after <= latest:
+            raise NotEntitled("the validity that was ordered cannot be had any more: order anew")
         names = tuple(sorted(grant.names, key=format_general_name))
         return Plan(
             profile=self.name,
@@ -270,6 +285,14 @@ class Profile:
             # RFC 6960 §4.2.2.2.1: a responder's own status is not asked of itself.
             publish_status=not self._signs_status,
         )
+
+    def _earliest(self, now: datetime) -> datetime:
+        return max(now - BACKDATE, self._issuer_not_before)
+
+    def _latest(self, not_before: datetime) -> datetime:
+        # RFC 5280 §4.1.2.5: both ends count, so n days end one second early (INC-26).
+        not_after = not_before + self.settings.validity - timedelta(seconds=1)
+        return min(not_after, self._issuer_not_after)
 
     def _extensions(
         self, public_key: PublicKey, subject: x509.Name, names: tuple[x509.GeneralName, ...]

@@ -222,9 +222,17 @@ class ACME(_Section):
     allow_networks: tuple[str, ...] = ()
     """Networks that challenges may reach though they are private, such as 10.0.0.0/8."""
     accounts_per_hour: int = Field(default=1000, ge=1)
-    """New accounts for one address."""
+    """New accounts for one network: /24 of IPv4, /56 of IPv6."""
     orders_per_hour: int = Field(default=300, ge=1)
     """New orders of one account; those that renew a certificate do not count."""
+    network_orders_per_hour: int = Field(default=3000, ge=1)
+    """New orders from one network, of whatever accounts."""
+    pause_after: Duration = timedelta(days=5)
+    """How long an order may fail again and again until it is paused; 0s: for ever."""
+    order_retention: Duration = timedelta(days=90)
+    """How long orders that led to no certificate are remembered after their end."""
+    tolerate_padding: bool = False
+    """Whether the CSR of a finalize may carry base64 padding, which RFC 8555 §6.1 forbids."""
     caa: bool = False
     """Whether CAA records are checked (RFC 8659)."""
 

@@ -14,7 +14,6 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import structlog
 from aiohttp import web
 
 from estserver import http
@@ -22,25 +21,25 @@ from estserver.errors import BadCredentials, Error, Fault, NotFound
 from estserver.http import BodyTooLarge, SlowBody, UnsupportedMediaType
 from estserver.model import Origin
 from estserver.protocols import Services
-from estserver.protocols.acme import faults, records
+from estserver.protocols.acme import faults
 from estserver.protocols.acme.accounts import Accounts
 from estserver.protocols.acme.answers import Answer
 from estserver.protocols.acme.attempts import Attempts
 from estserver.protocols.acme.authorizations import Authorizations
+from estserver.protocols.acme.failures import Failures
 from estserver.protocols.acme.gate import Gate, Received, Signed, Signer
 from estserver.protocols.acme.issued import IssuedCertificates
+from estserver.protocols.acme.limits import OrderLimits
 from estserver.protocols.acme.nonces import Nonces
 from estserver.protocols.acme.orders import Orders
 from estserver.protocols.acme.problems import CONTENT_TYPE, Problem, document, kind_and_status
 from estserver.protocols.acme.renewals import Predecessors
 from estserver.protocols.acme.terms import Terms
+from estserver.protocols.acme.tidying import Tidying
 from estserver.protocols.acme.urls import URLs
 from estserver.protocols.acme.validation import Validator
 
-log = structlog.get_logger("estserver.acme")
-
 _JOSE = "application/jose+json"
-_TIDY_SECONDS = 600
 _FAULT_RETRY_SECONDS = 60
 _CORS = {
     "Access-Control-Allow-Origin": "*",
@@ -86,12 +85,24 @@ class ACMEProtocol:
         self._nonces = Nonces(services.keyring, self._settings.nonce_lifetime)
         self._gate = Gate(services, urls, self._nonces)
         self._accounts = Accounts(services, urls)
-        self._authorizations = Authorizations(services, urls, self._gate)
+        limits = OrderLimits(self._settings, services.clock)
+        self._authorizations = Authorizations(services, urls, self._gate, limits)
         self._terms = Terms(services, urls)
-        self._orders = Orders(services, urls, self._gate, self._authorizations, self._terms)
+        failures = Failures(services.store, self._settings.pause_after)
+        self._orders = Orders(
+            services,
+            urls,
+            self._gate,
+            self._authorizations,
+            self._terms,
+            limits=limits,
+            failures=failures,
+        )
         self._issued = IssuedCertificates(services, self._orders, self._authorizations)
         self._predecessors = Predecessors(services)
-        self._attempts = Attempts(services, urls, Validator(services.settings, services.clock))
+        validator = Validator(services.settings, services.clock)
+        self._attempts = Attempts(services, urls, validator, failures)
+        self._tidying = Tidying(services)
 
     def application(self) -> web.Application:
         """Return one route: paths are told apart here, so that every refusal is a problem."""
@@ -100,16 +111,8 @@ class ACMEProtocol:
         return application
 
     def background(self) -> Sequence[Coroutine[None, None, None]]:
-        """Make attempts at challenges, and forget old nonces."""
-        return (self._attempts.run_forever(), self._forget_nonces())
-
-    async def _forget_nonces(self) -> None:
-        while True:
-            await asyncio.sleep(_TIDY_SECONDS)
-            try:
-                await self._services.run(self._services.store.write, records.forget_nonces)
-            except Error as error:
-                log.warning("nonces.kept", error=error.detail)
+        """Make attempts at challenges, and forget what is over."""
+        return (self._attempts.run_forever(), self._tidying.run_forever())
 
     # -- from path to operation ------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from estserver.protocols.acme.records import Account
 from estserver.protocols.acme.states import AccountStatus
 from estserver.protocols.acme.urls import URLs
 from estserver.store import Transaction, certificates, registrations, revocations
+from estserver.throttling import source_key
 
 _MAX_CONTACTS = 10
 _TERMS = "terms-of-service"
@@ -31,7 +32,9 @@ class Accounts:
         self._services = services
         self._settings = services.settings.acme
         self._urls = urls
-        self._limit = HourlyLimit("new accounts", self._settings.accounts_per_hour, services.clock)
+        self._limit = HourlyLimit(
+            "new accounts from your network", self._settings.accounts_per_hour, services.clock
+        )
 
     # -- newAccount ------------------------------------------------------------------------------
 
@@ -44,7 +47,7 @@ class Accounts:
             return self._existing(found)
         if _flag(asked, "onlyReturnExisting"):
             raise Problem("accountDoesNotExist", "there is no account for this key")
-        self._limit.spend(request.origin.source)
+        self._limit.spend(source_key(request.origin.source))
         terms = self._agreed_terms(asked)
         contacts = self._contacts(asked)
         invitation, binding = self._binding(asked, request)

@@ -83,6 +83,10 @@ def order_json(view: OrderView, urls: URLs) -> dict[str, Any]:
         "finalize": urls.finalize(order.id),
         "profile": order.profile,
     }
+    if order.not_before is not None:
+        body["notBefore"] = rfc3339(order.not_before)
+    if order.not_after is not None:
+        body["notAfter"] = rfc3339(order.not_after)
     if order.replaces is not None:
         body["replaces"] = order.replaces
     if view.status is OrderStatus.VALID:

@@ -19,6 +19,8 @@ from estserver.protocols.acme.answers import problem_json
 from estserver.protocols.acme.authorization_records import Authorization, Challenge
 from estserver.protocols.acme.challenge import Challenge as Question
 from estserver.protocols.acme.challenge import ChallengeFailed
+from estserver.protocols.acme.failure_records import name_order
+from estserver.protocols.acme.failures import Failures
 from estserver.protocols.acme.states import AuthorizationStatus, ChallengeStatus
 from estserver.protocols.acme.urls import URLs
 from estserver.protocols.acme.validation import Validator
@@ -38,8 +40,11 @@ _ORIGIN = Origin("background", "server")
 class Attempts:
     """Makes attempts for as long as the server runs."""
 
-    def __init__(self, services: Services, urls: URLs, validator: Validator) -> None:
+    def __init__(
+        self, services: Services, urls: URLs, validator: Validator, failures: Failures
+    ) -> None:
         self._services = services
+        self._failures = failures
         self._urls = urls
         self._validator = validator
         self._woken = asyncio.Event()
@@ -90,7 +95,7 @@ class Attempts:
                 problem = problem_json("unauthorized", "the authorization was given up or expired")
             await self._services.run(
                 self._services.store.write,
-                lambda tx: _settle(tx, seen, authorization, problem),
+                lambda tx: self._settle(tx, seen, authorization, problem),
             )
         except Error as error:
             # Left as it is: the lease runs out and the attempt is made again.
@@ -126,45 +131,50 @@ class Attempts:
             account_uri=self._urls.account(account.id),
         )
 
+    def _settle(
+        self,
+        tx: Transaction,
+        seen: Challenge,
+        authorization: Authorization,
+        problem: Mapping[str, Any] | None,
+    ) -> None:
+        """Record how an attempt ended: valid, invalid for good, or to be tried again.
+
+        Once the last challenge of an order is valid the order is ready, because that is derived.
+        """
+        error = None
+        due_at = None
+        if problem is None:
+            status = ChallengeStatus.VALID
+        else:
+            error = dict(problem)
+            # §8.2: "MUST add an entry to the "error" field … after each failed validation".
+            if seen.error is not None:
+                earlier = dict(seen.error)
+                error["subproblems"] = [*earlier.pop("subproblems", []), earlier]
+            again = seen.attempts < len(RETRY_AFTER)
+            status = ChallengeStatus.PROCESSING if again else ChallengeStatus.INVALID
+            due_at = tx.now + RETRY_AFTER[seen.attempts] if again else None
+        if not authorization_records.settle_challenge(
+            tx, seen.id, status=status, error=error, due_at=due_at
+        ):
+            return
+        if status is not ChallengeStatus.PROCESSING:
+            tx.audit(
+                Event(
+                    f"challenge.{status}",
+                    f"account {authorization.account}",
+                    f"authorization {authorization.id}",
+                    {"type": seen.type, "identifier": authorization.identifier.value},
+                ),
+                _ORIGIN,
+            )
+        if problem is not None and status is ChallengeStatus.INVALID:
+            reason = f"{authorization.identifier.value}: {problem['detail']}"
+            for order in records.orders_with(tx, authorization.account, authorization.id):
+                named = name_order(order.identifiers)
+                self._failures.count_in(tx, authorization.account, named, reason, _ORIGIN)
+
 
 def _lease(seen: Challenge, until: datetime) -> Callable[[Transaction], bool]:
     return lambda tx: authorization_records.lease_challenge(tx, seen, until=until)
-
-
-def _settle(
-    tx: Transaction,
-    seen: Challenge,
-    authorization: Authorization,
-    problem: Mapping[str, Any] | None,
-) -> None:
-    """Record how an attempt ended: valid, invalid for good, or to be tried again.
-
-    Once the last challenge of an order is valid the order is ready, because that is derived.
-    """
-    error = None
-    due_at = None
-    if problem is None:
-        status = ChallengeStatus.VALID
-    else:
-        error = dict(problem)
-        # §8.2: "The server MUST add an entry to the "error" field … after each failed validation".
-        if seen.error is not None:
-            earlier = dict(seen.error)
-            error["subproblems"] = [*earlier.pop("subproblems", []), earlier]
-        again = seen.attempts < len(RETRY_AFTER)
-        status = ChallengeStatus.PROCESSING if again else ChallengeStatus.INVALID
-        due_at = tx.now + RETRY_AFTER[seen.attempts] if again else None
-    if not authorization_records.settle_challenge(
-        tx, seen.id, status=status, error=error, due_at=due_at
-    ):
-        return
-    if status is not ChallengeStatus.PROCESSING:
-        tx.audit(
-            Event(
-                f"challenge.{status}",
-                f"account {authorization.account}",
-                f"authorization {authorization.id}",
-                {"type": seen.type, "identifier": authorization.identifier.value},
-            ),
-            _ORIGIN,
-        )

@@ -40,7 +40,8 @@ class Challenge:
 class Authorization:
     """One authorization; `rule` says by what it was born valid, None where a challenge decides.
 
-    The identifier of a wildcard stands without its `*.` (RFC 8555 §7.1.3).
+    The identifier of a wildcard stands without its `*.` (RFC 8555 §7.1.3). `early`: newAuthz made
+    it before there was an order.
     """
 
     id: str
@@ -49,6 +50,7 @@ class Authorization:
     wildcard: bool
     rule: str | None
     deactivated: bool
+    early: bool
     expires_at: datetime
     challenges: tuple[Challenge, ...]
 
@@ -88,6 +90,7 @@ def add_authorization(tx: Transaction, authorization: Authorization) -> None:
         wildcard=authorization.wildcard,
         rule=authorization.rule,
         deactivated=authorization.deactivated,
+        early=authorization.early,
         expires_at=to_unix(authorization.expires_at),
         created_at=tx.at,
     )
@@ -149,6 +152,7 @@ def _load(tx: Transaction, condition: sa.ColumnElement[bool]) -> dict[str, Autho
             wildcard=row.wildcard,
             rule=row.rule,
             deactivated=row.deactivated,
+            early=row.early,
             expires_at=from_unix(row.expires_at),
             challenges=tuple(found[row.id]),
         )
@@ -161,6 +165,41 @@ def deactivate_authorization(tx: Transaction, identifier: str) -> None:
     tx.change(
         sa.update(authorizations).where(authorizations.c.id == identifier).values(deactivated=True)
     )
+
+
+_FORGETTABLE = sa.or_(
+    authorizations.c.rule.is_not(None),
+    ~sa.exists().where(
+        challenges.c.authorization == authorizations.c.id,
+        challenges.c.status == ChallengeStatus.VALID.value,
+    ),
+)
+
+
+def early_ended(tx: Transaction, *, since: datetime, until: datetime, limit: int) -> list[str]:
+    """List authorizations that newAuthz made, that ended between these times and can be forgotten.
+
+    One that a challenge has shown is none of them: orders may rest on it.
+    """
+    query = (
+        sa.select(authorizations.c.id)
+        .where(
+            authorizations.c.early.is_(True),
+            authorizations.c.expires_at >= to_unix(since),
+            authorizations.c.expires_at < to_unix(until),
+            _FORGETTABLE,
+        )
+        .limit(limit)
+    )
+    return list(tx.connection.execute(query).scalars())
+
+
+def forget(tx: Transaction, identifiers: Sequence[str]) -> None:
+    """Delete authorizations, but those that a challenge has shown: orders may rest on them."""
+    query = sa.select(authorizations.c.id).where(authorizations.c.id.in_(identifiers), _FORGETTABLE)
+    gone = list(tx.connection.execute(query).scalars())
+    tx.change(sa.delete(challenges).where(challenges.c.authorization.in_(gone)))
+    tx.change(sa.delete(authorizations).where(authorizations.c.id.in_(gone)))
 
 
 def challenge(tx: Transaction, identifier: str) -> Challenge | None:

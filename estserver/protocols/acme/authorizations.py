@@ -11,11 +11,12 @@ from estserver.errors import BadInput, NotFound
 from estserver.model import Event
 from estserver.profiles import covers
 from estserver.protocols import Services
-from estserver.protocols.acme import authorization_records
+from estserver.protocols.acme import authorization_records, faults
 from estserver.protocols.acme.answers import Answer, authorization_json, challenge_json
 from estserver.protocols.acme.authorization_records import Authorization, Challenge
 from estserver.protocols.acme.gate import Gate, Signed
 from estserver.protocols.acme.identifiers import general_name, read_identifier
+from estserver.protocols.acme.limits import OrderLimits
 from estserver.protocols.acme.problems import Identifier, Problem, malformed, unauthorized
 from estserver.protocols.acme.records import Account
 from estserver.protocols.acme.states import AuthorizationStatus, ChallengeStatus
@@ -30,18 +31,26 @@ HASTE = timedelta(seconds=15)
 class Authorizations:
     """Handlers of authorizations and challenges. They block; run them on the thread pool."""
 
-    def __init__(self, services: Services, urls: URLs, gate: Gate) -> None:
+    def __init__(self, services: Services, urls: URLs, gate: Gate, limits: OrderLimits) -> None:
         self._services = services
         self._settings = services.settings.acme
         self._urls = urls
         self._gate = gate
+        self._limits = limits
 
     # -- making ----------------------------------------------------------------------------------
 
     def grant(
-        self, tx: Transaction, account: Account, identifier: Identifier, order_expires: datetime
+        self,
+        tx: Transaction,
+        account: Account,
+        identifier: Identifier,
+        order_expires: datetime | None,
     ) -> Authorization:
-        """Return a live authorization for a name: an earlier one, one by rule, or a pending one."""
+        """Return a live authorization for a name: an earlier one, one by rule, or a pending one.
+
+        `order_expires` None: there is no order yet.
+        """
         wildcard = identifier.value.startswith(_WILDCARD)
         bare = Identifier(identifier.type, identifier.value.removeprefix(_WILDCARD))
         rule = None
@@ -51,7 +60,7 @@ class Authorizations:
                 rule = f"invitation {invitation.number}"
         if rule is None:
             earlier = authorization_records.live_authorizations(tx, account.id, [bare.value])
-            for one in earlier:
+            for one in earlier if faults.armed.reuses() else ():
                 usable = one.status(tx.now) is AuthorizationStatus.VALID and one.rule is None
                 if usable and one.identifier == bare and one.wildcard == wildcard:
                     return one
@@ -63,9 +72,10 @@ class Authorizations:
             wildcard=wildcard,
             rule=rule,
             deactivated=False,
-            expires_at=order_expires
-            if rule is not None
-            else tx.now + self._settings.authorization_lifetime,
+            early=order_expires is None,
+            expires_at=tx.now + self._settings.authorization_lifetime
+            if rule is None or order_expires is None
+            else order_expires,
             challenges=tuple(
                 self._challenge(authorization_id, kind, tx.now if rule is not None else None)
                 for kind in self._kinds(bare, wildcard=wildcard, by_rule=rule is not None)
@@ -119,10 +129,10 @@ class Authorizations:
                 "the registration of this account does not grant this name",
                 status=403,
             )
-        expires = request.now + self._settings.authorization_lifetime
+        self._limits.spend(account, request.origin.source)
 
         def unit(tx: Transaction) -> Authorization:
-            made = self.grant(tx, account, identifier, expires)
+            made = self.grant(tx, account, identifier, None)
             tx.audit(
                 Event(
                     "authorization.created",

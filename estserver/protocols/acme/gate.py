@@ -92,7 +92,8 @@ class Gate:
         """Verify a request.
 
         Raises Problem malformed, badSignatureAlgorithm, badPublicKey, accountDoesNotExist,
-        unauthorized (URL, closed account), badNonce; RegistrationClosed, NotReleased.
+        unauthorized (URL, closed account), invalidProfile (withdrawn), badNonce;
+        RegistrationClosed, NotReleased.
         """
         jws = read_request(received.body)
         account = self._account(jws, signer)
@@ -155,6 +156,9 @@ class Gate:
                 {"reason": error.values.get("reason", "door")},
             )
             self._services.store.write(lambda tx: tx.audit(event, origin))
+            if error.values.get("reason") == "profile":
+                # draft-ietf-acme-profiles §4: not willing to issue under it any more.
+                raise Problem("invalidProfile", error.detail, status=403) from error
             raise
 
     def credential(self, account: Account) -> ACMEAccount:

@@ -8,6 +8,9 @@ from datetime import timedelta
 
 from estserver.errors import TooManyAttempts
 from estserver.model import Clock
+from estserver.protocols.acme.records import Account
+from estserver.settings import ACME
+from estserver.throttling import source_key
 
 _HOUR = 3600.0
 _MAX_KEYS = 100_000
@@ -40,3 +43,20 @@ class HourlyLimit:
             if len(self._rested_at) >= _MAX_KEYS:
                 self._rested_at = {k: at for k, at in self._rested_at.items() if at > now}
             self._rested_at[key] = rested_at
+
+
+class OrderLimits:
+    """What new orders and early authorizations are counted by: the account and the network.
+
+    An invitation has one account in all its life, so the limit of the account is the invitation's.
+    """
+
+    def __init__(self, settings: ACME, clock: Clock) -> None:
+        self._by_account = HourlyLimit("new orders", settings.orders_per_hour, clock)
+        what = "new orders from your network"
+        self._by_network = HourlyLimit(what, settings.network_orders_per_hour, clock)
+
+    def spend(self, account: Account, source: str) -> None:
+        """Count one order of `account` that came from `source`. Raises TooManyAttempts."""
+        self._by_account.spend(account.id)
+        self._by_network.spend(source_key(source))

@@ -1,22 +1,24 @@
 """Orders: made, listed, finalized (RFC 8555 §7.4). What became of one is derived, never stored."""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
 from estserver.csr import read_csr
-from estserver.errors import BadInput, NamesNotAllowed, NotFound
+from estserver.errors import BadInput, NamesNotAllowed, NotFound, Refused
 from estserver.model import ACMEOrder, EnrollmentState, Event, Issued, Via
 from estserver.profiles import covers
 from estserver.protocols import Services
-from estserver.protocols.acme import authorization_records, records
+from estserver.protocols.acme import authorization_records, faults, records
 from estserver.protocols.acme.answers import Answer, OrderView, order_json, problem_json
 from estserver.protocols.acme.authorizations import Authorizations
+from estserver.protocols.acme.failures import Failures
 from estserver.protocols.acme.gate import Gate, Signed
 from estserver.protocols.acme.identifiers import general_name, general_names, read_identifiers
 from estserver.protocols.acme.keys import account_key, decode_base64url
-from estserver.protocols.acme.limits import HourlyLimit
+from estserver.protocols.acme.limits import OrderLimits
 from estserver.protocols.acme.problems import (
     Identifier,
     Problem,
@@ -27,13 +29,18 @@ from estserver.protocols.acme.problems import (
 )
 from estserver.protocols.acme.records import Account, Order
 from estserver.protocols.acme.renewals import Predecessors
-from estserver.protocols.acme.states import OrderFacts, OrderStatus, order_status
+from estserver.protocols.acme.states import (
+    ChallengeStatus,
+    OrderFacts,
+    OrderStatus,
+    order_status,
+)
 from estserver.protocols.acme.terms import Terms
 from estserver.protocols.acme.urls import URLs
+from estserver.protocols.acme.validity import read_validity
 from estserver.ra import EnrollmentRequest
 from estserver.store import Transaction, certificates
 
-_PAGE = 50
 _TERMS = "terms-of-service"
 
 
@@ -44,18 +51,22 @@ def view_orders(tx: Transaction, orders: Sequence[Order], now: datetime) -> list
     enrolled = certificates.enrollment_states(tx, [order.authority_key for order in orders])
     views = []
     for order in orders:
+        error: Mapping[str, Any] | None
         identifier, state, reason = enrolled.get(order.authority_key, (None, None, None))
         facts = OrderFacts(
             authorizations=tuple(found[one].status(now) for one in order.authorizations),
             enrollment=state,
-            failed=order.error is not None,
             expires=order.expires_at,
         )
-        error = order.error
+        error = None
         if state is EnrollmentState.REJECTED:
             error = problem_json("unauthorized", f"an officer rejected this request: {reason}")
         elif state is EnrollmentState.ABANDONED:
             error = problem_json("serverInternal", "the certificate could not be signed", 500)
+        elif state is None:
+            shown = (each for one in order.authorizations for each in found[one].challenges)
+            failed = (each.error for each in shown if each.status is ChallengeStatus.INVALID)
+            error = next(failed, None)
         views.append(OrderView(order, order_status(facts, now), identifier, error))
     return views
 
@@ -63,13 +74,16 @@ def view_orders(tx: Transaction, orders: Sequence[Order], now: datetime) -> list
 class Orders:
     """Handlers of the order resources. They block; the door runs them on the thread pool."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the parts of the door that an order touches
         self,
         services: Services,
         urls: URLs,
         gate: Gate,
         authorizations: Authorizations,
         terms: Terms,
+        *,
+        limits: OrderLimits,
+        failures: Failures,
     ) -> None:
         self._services = services
         self._settings = services.settings.acme
@@ -77,8 +91,9 @@ class Orders:
         self._gate = gate
         self._authorizations = authorizations
         self._terms = terms
+        self._limits = limits
+        self._failures = failures
         self._predecessors = Predecessors(services)
-        self._limit = HourlyLimit("new orders", self._settings.orders_per_hour, services.clock)
 
     # -- newOrder --------------------------------------------------------------------------------
 
@@ -88,9 +103,22 @@ class Orders:
         asked = request.object()
         self._require_terms(account)
         identifiers = read_identifiers(asked.get("identifiers"))
-        _refuse_validity(asked)
+        try:
+            order = self._ordered(request, asked, identifiers)
+            order = self._services.store.write(lambda tx: self._add(tx, request, order))
+        except Refused as error:
+            self._failures.count(account, identifiers, error, request.origin)
+            raise
+        return self._answer(order, request.now, status=201)
+
+    def _ordered(
+        self, request: Signed, asked: dict[str, Any], identifiers: tuple[Identifier, ...]
+    ) -> Order:
+        """Return the order that was asked for, if it may be made; nothing is written yet."""
+        account = request.signer
+        not_before, not_after = read_validity(asked)
         profile = self._profile(account, asked.get("profile"))
-        self._require_certifiable(account, profile, identifiers)
+        self._require_certifiable(account, profile, identifiers, named="profile" in asked)
         replaces = asked.get("replaces")
         if replaces is not None:
             self._predecessors.require(replaces, account, identifiers)
@@ -99,27 +127,30 @@ class Orders:
         entitlement = self._services.authenticator.order(
             self._gate.credential(account), order_id, general_names(identifiers)
         )
+        if not_before is not None or not_after is not None:
+            if not entitlement.approved:
+                raise malformed(
+                    "an officer decides on each of these certificates, and when cannot be known: "
+                    "leave notBefore and notAfter out"
+                )
+            self._services.profiles[profile].check_validity(not_before, not_after, request.now)
         authority = entitlement.authority
         if not isinstance(authority, ACMEOrder) or authority.renews is None:
-            self._limit.spend(account.id)
-        order = self._services.store.write(
-            lambda tx: self._add(
-                tx,
-                request,
-                Order(
-                    id=order_id,
-                    account=account.id,
-                    identifiers=identifiers,
-                    profile=profile,
-                    authorizations=(),
-                    replaces=replaces,
-                    error=None,
-                    expires_at=request.now + self._settings.order_lifetime,
-                    created_at=request.now,
-                ),
-            )
+            self._failures.require_unpaused(account, identifiers)
+            self._limits.spend(account, request.origin.source)
+        expires = request.now + self._settings.order_lifetime
+        return Order(
+            id=order_id,
+            account=account.id,
+            identifiers=identifiers,
+            profile=profile,
+            authorizations=(),
+            replaces=replaces,
+            not_before=not_before,
+            not_after=not_after,
+            expires_at=expires if not_after is None else min(expires, not_after),
+            created_at=request.now,
         )
-        return self._answer(order, request.now, status=201)
 
     def _add(self, tx: Transaction, request: Signed, order: Order) -> Order:
         account = request.signer
@@ -129,16 +160,10 @@ class Orders:
             self._authorizations.grant(tx, account, identifier, order.expires_at)
             for identifier in order.identifiers
         ]
-        order = Order(
-            id=order.id,
-            account=order.account,
-            identifiers=order.identifiers,
-            profile=order.profile,
+        order = replace(
+            order,
             authorizations=tuple(one.id for one in authorizations),
-            replaces=order.replaces,
-            error=None,
             expires_at=min([order.expires_at, *(one.expires_at for one in authorizations)]),
-            created_at=order.created_at,
         )
         records.add_order(tx, order)
         tx.audit(
@@ -180,9 +205,13 @@ class Orders:
         raise Problem("invalidProfile", f"this account orders certificates of the profile {own}")
 
     def _require_certifiable(
-        self, account: Account, profile: str, identifiers: Sequence[Identifier]
+        self, account: Account, profile: str, identifiers: Sequence[Identifier], *, named: bool
     ) -> None:
-        """Raise Problem rejectedIdentifier with one subproblem for each name that cannot be had."""
+        """Raise Problem rejectedIdentifier with one subproblem for each name that cannot be had.
+
+        invalidProfile instead where the order named a profile that certifies no such names
+        (draft-ietf-acme-profiles §4).
+        """
         registration = self._services.authenticator.registration(self._gate.credential(account))
         rules = self._services.profiles[profile]
         wrong = []
@@ -191,6 +220,8 @@ class Orders:
             try:
                 rules.check_names([name])
             except BadInput as error:
+                if named:
+                    raise Problem("invalidProfile", error.detail) from error
                 wrong.append(Subproblem("rejectedIdentifier", error.detail, identifier))
                 continue
             if registration is not None and not covers(registration, name):
@@ -224,14 +255,15 @@ class Orders:
         if request.signer.id != account:
             raise unauthorized("this is the list of another account")
         after = None if cursor is None else self._own(request, cursor)
+        size = faults.armed.page
 
         def read(tx: Transaction) -> list[OrderView]:
-            page = records.orders_page(tx, account, after=after, limit=_PAGE)
+            page = records.orders_page(tx, account, after=after, limit=size)
             return view_orders(tx, page, request.now)
 
         views = self._services.store.read(read)
         links: tuple[tuple[str, str], ...] = ()
-        if len(views) == _PAGE:
+        if len(views) == size:
             last = views[-1].order.id
             links = (("next", f"{self._urls.orders(account)}?cursor={last}"),)
         shown = [
@@ -275,8 +307,17 @@ class Orders:
         view = self.view(request, identifier)
         if view.status is not OrderStatus.READY:
             raise Problem("orderNotReady", f"this order is {view.status}", status=403)
-        order = view.order
-        der = decode_base64url(asked.get("csr"), "csr")
+        try:
+            return self._enroll(request, view.order, asked.get("csr"))
+        except Refused as error:
+            self._failures.count(request.signer, view.order.identifiers, error, request.origin)
+            raise
+
+    def _enroll(self, request: Signed, order: Order, csr_text: object) -> Answer:
+        """Give a ready order the certificate for the key in the CSR."""
+        if self._settings.tolerate_padding and isinstance(csr_text, str):
+            csr_text = csr_text.rstrip("=")
+        der = decode_base64url(csr_text, "csr")
         if not der.startswith(b"\x30"):
             raise malformed("csr must be base64url of a PKCS#10 in DER, not of PEM")
         csr = read_csr(der)
@@ -292,6 +333,8 @@ class Orders:
             )
         except NamesNotAllowed as error:
             raise Problem("rejectedIdentifier", error.detail, status=403) from error
+        grant = replace(entitlement.grant, not_before=order.not_before, not_after=order.not_after)
+        entitlement = replace(entitlement, grant=grant)
         outcome = self._services.ra.enroll(
             EnrollmentRequest(entitlement, csr, Via.ACME, request.origin)
         )
@@ -311,20 +354,3 @@ class Orders:
         found = self._services.store.read(lambda tx: records.account_by_key(tx, thumbprint))
         if found is not None:
             raise Problem("badCSR", "the CSR's key is that of an account: make another one")
-
-
-def _refuse_validity(asked: dict[str, Any]) -> None:
-    """Refuse notBefore and notAfter: the profile alone sets them (§7.4 leaves it to policy)."""
-    times = []
-    for name in ("notBefore", "notAfter"):
-        if name not in asked:
-            continue
-        try:
-            moment = datetime.fromisoformat(str(asked[name]))
-        except ValueError as error:
-            raise malformed(f"{name} is not a time of RFC 3339") from error
-        if moment.tzinfo is None:
-            raise malformed(f"{name} is not a time of RFC 3339: it has no offset")
-        times.append(moment)
-    if times:
-        raise malformed("this server sets notBefore and notAfter by the profile: leave them out")

@@ -7,11 +7,13 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from estserver.protocols.acme import authorization_records
 from estserver.protocols.acme.keys import AccountKey, stored_key
 from estserver.protocols.acme.problems import Identifier
 from estserver.protocols.acme.states import AccountStatus
 from estserver.protocols.acme.tables import accounts, nonces, orders
 from estserver.store import Transaction, from_unix, to_unix
+from estserver.store.tables import enrollments
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,10 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """One order; `authorizations` are ids in the order of `identifiers`."""
+    """One order; `authorizations` are ids in the order of `identifiers`.
+
+    `not_before` and `not_after` are None where the client leaves them to the profile.
+    """
 
     id: str
     account: str
@@ -38,7 +43,8 @@ class Order:
     profile: str
     authorizations: tuple[str, ...]
     replaces: str | None
-    error: Mapping[str, Any] | None
+    not_before: datetime | None
+    not_after: datetime | None
     expires_at: datetime
     created_at: datetime
 
@@ -173,7 +179,8 @@ def _order(row: sa.Row[Any]) -> Order:
         profile=row.profile,
         authorizations=tuple(row.authorizations),
         replaces=row.replaces,
-        error=row.error,
+        not_before=None if row.not_before is None else from_unix(row.not_before),
+        not_after=None if row.not_after is None else from_unix(row.not_after),
         expires_at=from_unix(row.expires_at),
         created_at=from_unix(row.created_at),
     )
@@ -189,7 +196,8 @@ def add_order(tx: Transaction, order: Order) -> None:
         profile=order.profile,
         authorizations=list(order.authorizations),
         replaces=order.replaces,
-        error=sa.null(),
+        not_before=None if order.not_before is None else to_unix(order.not_before),
+        not_after=None if order.not_after is None else to_unix(order.not_after),
         expires_at=to_unix(order.expires_at),
         created_at=to_unix(order.created_at),
     )
@@ -225,10 +233,36 @@ def orders_replacing(tx: Transaction, certificate_id: str) -> list[Order]:
     return [_order(row) for row in tx.connection.execute(query)]
 
 
-def fail_order(tx: Transaction, identifier: str, error: Mapping[str, Any]) -> None:
-    """Note that an order failed for good, and why."""
-    tx.change(
-        sa.update(orders)
-        .where(orders.c.id == identifier, orders.c.error.is_(None))
-        .values(error=dict(error))
+def orders_since(tx: Transaction, account_id: str, since: datetime) -> list[Order]:
+    """List an account's orders that were made at `since` or later."""
+    query = sa.select(orders).where(
+        orders.c.account == account_id, orders.c.created_at >= to_unix(since)
     )
+    return [_order(row) for row in tx.connection.execute(query)]
+
+
+def orders_with(tx: Transaction, account_id: str, authorization: str) -> list[Order]:
+    """List an account's orders that need an authorization, given by its id."""
+    listed = sa.cast(orders.c.authorizations, sa.Text)
+    query = sa.select(orders).where(
+        orders.c.account == account_id, listed.contains(f'"{authorization}"', autoescape=True)
+    )
+    return [_order(row) for row in tx.connection.execute(query)]
+
+
+def forget_orders(tx: Transaction, *, since: datetime, until: datetime, limit: int) -> int:
+    """Delete orders that ended between these times without any certificate; return how many.
+
+    With each go the authorizations that nothing else needs. An order that led to an enrollment
+    stays: it says whose certificate that is, and its authorizations why.
+    """
+    enrolled = sa.exists().where(enrollments.c.authority_key == "order:" + orders.c.id)
+    rows = tx.connection.execute(
+        sa.select(orders.c.id, orders.c.authorizations)
+        .where(
+            orders.c.expires_at >= to_unix(since), orders.c.expires_at < to_unix(until), ~enrolled
+        )
+        .limit(limit)
+    ).all()
+    authorization_records.forget(tx, [one for row in rows for one in row.authorizations])
+    return tx.change(sa.delete(orders).where(orders.c.id.in_([row.id for row in rows])))

@@ -1,8 +1,8 @@
 """The state machines of RFC 8555 §7.1.6 as tables, and what is derived instead of stored. Pure.
 
-Stored are: the status of accounts and of challenges, that a client gave up an authorization, and
-that an order failed. The status of authorizations and orders is derived from these and the time,
-so that nothing can say one thing here and another there.
+Stored are: the status of accounts and of challenges, and that a client gave up an authorization.
+The status of authorizations and orders is derived from these and the time, so that nothing can say
+one thing here and another there.
 """
 
 from collections.abc import Iterable, Mapping
@@ -113,7 +113,6 @@ class OrderFacts:
 
     authorizations: tuple[AuthorizationStatus, ...]
     enrollment: EnrollmentState | None
-    failed: bool
     expires: datetime
 
 
@@ -127,7 +126,7 @@ def order_status(facts: OrderFacts, now: datetime) -> OrderStatus:
         return _OF_ENROLLMENT[facts.enrollment]
     statuses = set(facts.authorizations)
     lost = statuses - {AuthorizationStatus.PENDING, AuthorizationStatus.VALID}
-    if facts.failed or lost or now >= facts.expires:
+    if lost or now >= facts.expires:
         return OrderStatus.INVALID
     if AuthorizationStatus.PENDING in statuses:
         return OrderStatus.PENDING

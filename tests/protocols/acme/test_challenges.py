@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from estserver.protocols.acme import attempts
+from estserver.protocols.acme import attempts, faults
 from estserver.protocols.acme.keys import stored_key
+from estserver.server import enter_test_mode
 from tests.live import Live, Workshop, new_key
 from tests.protocols.acme.test_accounts import _inner
 from tests.protocols.acme.wire import Client, Reply, b64, csr_for, jwk_of, registered
@@ -69,6 +70,12 @@ def open_live(
     )
     yield workshop.make(tmp_path_factory.mktemp("open") / "instance", toml)
     workshop.close()
+
+
+@pytest.fixture(autouse=True)
+def disarmed() -> Iterator[None]:
+    yield
+    faults.arm("")
 
 
 @pytest.fixture
@@ -145,6 +152,9 @@ def test_a_name_is_shown_by_http_and_certified(host: Host, client: Client) -> No
     assert client.finalize(order, csr_for(_NAME)).json["status"] == "valid"
     # The next order finds the name authorized.
     assert client.order(_NAME).json["status"] == "ready"
+    # Whoever hardens a client can have it shown again each time.
+    enter_test_mode({"ESTSERVER_FAULTS": "authzreuse=0"})
+    assert client.order(_NAME).json["status"] == "pending"
 
 
 @pytest.mark.row("ACME-122", "ACME-123", "ACME-124")
@@ -165,7 +175,7 @@ def test_a_first_probe_that_fails_is_repeated(host: Host, client: Client) -> Non
     assert "error" not in client.get(challenge["url"]).json
 
 
-@pytest.mark.row("ACME-123", "ACME-125", "ACME-112")
+@pytest.mark.row("ACME-123", "ACME-125", "ACME-112", "ACME-138")
 def test_a_challenge_that_keeps_failing_ends_its_order(host: Host, client: Client) -> None:
     reply, url, challenge = _pending(client)
     asked = len(host.asked)
@@ -176,7 +186,9 @@ def test_a_challenge_that_keeps_failing_ends_its_order(host: Host, client: Clien
     assert shown["status"] == "invalid"
     assert len(shown["error"]["subproblems"]) == len(attempts.RETRY_AFTER)
     assert len(host.asked) - asked == len(attempts.RETRY_AFTER) + 1
-    assert client.get(reply.header("Location")).json["status"] == "invalid"
+    order = client.get(reply.header("Location")).json
+    assert (order["status"], order["error"]) == ("invalid", shown["error"])
+    client.finalize(order, csr_for(_NAME)).refused(403, "orderNotReady")
     assert client.post(challenge["url"], {}).json["status"] == "invalid"
 
 

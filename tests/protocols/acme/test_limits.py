@@ -5,7 +5,10 @@ from datetime import timedelta
 
 import pytest
 
+from estserver.errors import TooManyAttempts
+from estserver.protocols.acme.limits import HourlyLimit
 from tests.live import Live
+from tests.parts import StillClock
 from tests.protocols.acme.wire import Client, Reply, registered
 
 _NAME = "a.example.org"
@@ -44,3 +47,43 @@ def test_accounts_are_limited_by_address(make_live: Callable[[str], Live]) -> No
     _limited(clients[2].register())
     # Who has an account finds it.
     assert clients[0].post("new-account", {}, jwk=True).status == 200
+
+
+@pytest.mark.row("ACME-050")
+def test_orders_are_limited_by_network_whatever_the_account(
+    make_live: Callable[[str], Live],
+) -> None:
+    live = make_live("[acme]\nnetwork_orders_per_hour = 3\n")
+    clients = [registered(live, _NAME, units=9) for _ in range(4)]
+    assert [client.order(_NAME).status for client in clients[:3]] == [201] * 3
+    seconds = _limited(clients[3].order(_NAME))
+    live.clock.advance(timedelta(seconds=seconds))
+    assert clients[3].order(_NAME).status == 201
+
+
+@pytest.mark.row("ACME-050")
+def test_early_authorizations_count_as_orders(make_live: Callable[[str], Live]) -> None:
+    client = registered(make_live("[acme]\norders_per_hour = 2\n"), _NAME)
+    asked = {"identifier": {"type": "dns", "value": _NAME}}
+    assert [client.post("new-authz", asked).status for _ in range(2)] == [201] * 2
+    _limited(client.post("new-authz", asked))
+    _limited(client.order(_NAME))
+
+
+@pytest.mark.row("ACME-050")
+def test_a_limit_lets_through_what_it_says_in_any_hour() -> None:
+    clock = StillClock()
+    limit = HourlyLimit("new orders", 60, clock)
+    for _ in range(60):
+        limit.spend("one")
+    waited = []
+    for _ in range(30):
+        with pytest.raises(TooManyAttempts) as refusal:
+            limit.spend("one")
+        assert refusal.value.retry_after is not None
+        waited.append(refusal.value.retry_after)
+        limit.spend("another")
+        clock.advance(timedelta(minutes=1))
+        limit.spend("one")
+    # Refilled evenly: the next is due a minute after the last, and asking too early costs nothing.
+    assert {round(wait.total_seconds()) for wait in waited} == {60}

@@ -1,8 +1,9 @@
 """Orders: what may be ordered, what it becomes, and one certificate whatever happens."""
 
+from base64 import urlsafe_b64encode
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from itertools import product
 from typing import Any
 
@@ -73,7 +74,7 @@ def test_derived_states_only_ever_move_as_the_tables_say() -> None:
                 beyond = {end for one in reachable for end in states.AUTHORIZATION_MOVES[one]}
                 assert second == first or second in reachable | beyond
     for authorizations in product(AuthorizationStatus, repeat=2):
-        status = order_status(OrderFacts(authorizations, None, failed=False, expires=later), now)
+        status = order_status(OrderFacts(authorizations, None, expires=later), now)
         if set(authorizations) == {AuthorizationStatus.VALID}:
             assert status is OrderStatus.READY
         elif set(authorizations) <= {AuthorizationStatus.VALID, AuthorizationStatus.PENDING}:
@@ -81,13 +82,10 @@ def test_derived_states_only_ever_move_as_the_tables_say() -> None:
         else:
             assert status is OrderStatus.INVALID
         for state in EnrollmentState:
-            decided = order_status(
-                OrderFacts(authorizations, state, failed=False, expires=past), now
-            )
+            decided = order_status(OrderFacts(authorizations, state, expires=past), now)
             assert decided in {OrderStatus.PROCESSING, OrderStatus.VALID, OrderStatus.INVALID}
     valid = (AuthorizationStatus.VALID,)
-    assert order_status(OrderFacts(valid, None, failed=True, expires=later), now) == "invalid"
-    assert order_status(OrderFacts(valid, None, failed=False, expires=now), now) == "invalid"
+    assert order_status(OrderFacts(valid, None, expires=now), now) == "invalid"
 
 
 # -- newOrder -------------------------------------------------------------------------------------
@@ -226,11 +224,82 @@ def test_addresses_are_ordered_and_certified(client: Client) -> None:
     assert client.finalize(order, csr_for(*names)).json["status"] == "valid"
 
 
+def _time(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%dT%H:%M:%SZ}"
+
+
 @pytest.mark.row("ACME-107")
-@pytest.mark.parametrize("value", ["tomorrow", "2027-01-01", 7, "2027-01-01T00:00:00Z"])
-def test_the_profile_alone_sets_the_validity(client: Client, value: object) -> None:
-    payload = {"identifiers": [{"type": "dns", "value": _NAMES[0]}], "notAfter": value}
-    client.post("new-order", payload).refused(400, "malformed")
+def test_a_validity_within_the_profiles_is_issued_exactly_so(shared: Live, client: Client) -> None:
+    now = shared.clock.now()
+    end = now + timedelta(days=20)
+    for asked, begin in (
+        ({"notAfter": _time(end)}, None),
+        ({"notBefore": _time(now), "notAfter": _time(end)}, now),
+        ({"notBefore": _time(now)}, now),
+        # The same moment in another zone.
+        ({"notAfter": (end.astimezone(timezone(timedelta(hours=9)))).isoformat()}, None),
+    ):
+        reply = client.order(_NAMES[0], **asked)
+        assert reply.status == 201, reply.answer.body
+        shown = {name: reply.json.get(name) for name in ("notBefore", "notAfter")}
+        wanted = {"notBefore": None if begin is None else _time(begin)}
+        wanted["notAfter"] = _time(end) if "notAfter" in asked else None
+        assert shown == wanted
+        done = client.finalize(reply.json, csr_for(_NAMES[0]))
+        leaf = x509.load_pem_x509_certificates(client.get(done.json["certificate"]).answer.body)[0]
+        if begin is not None:
+            assert leaf.not_valid_before_utc == begin
+        if "notAfter" in asked:
+            assert leaf.not_valid_after_utc == end
+
+
+@pytest.mark.row("ACME-107")
+@pytest.mark.parametrize(
+    "asked",
+    [
+        *({"notAfter": bad} for bad in ("tomorrow", "2027-01-01", 7, None, "2027-W01-1T00:00:00Z")),
+        *({"notAfter": bad} for bad in ("2027-01-01T00:00:00", "20270101T000000Z", "")),
+        *({"notAfter": bad} for bad in ("2027-02-30T00:00:00Z", "2027-01-01T00:00:00.5Z")),
+        {"notAfter": "9999-12-31T23:59:59-23:59"},
+        {"notAfter": "2026-01-01T00:00:00Z"},
+        {"notAfter": "2126-01-01T00:00:00Z"},
+        {"notBefore": "2026-01-01T00:00:00Z"},
+        {"notBefore": "2126-01-01T00:00:00Z"},
+        {"notBefore": "2027-01-02T00:00:00Z", "notAfter": "2027-01-01T00:00:00Z"},
+    ],
+)
+def test_another_validity_is_refused(client: Client, asked: dict[str, Any]) -> None:
+    client.order(_NAMES[0], **asked).refused(400, "malformed")
+
+
+@pytest.mark.row("ACME-107", "ACME-112")
+def test_an_order_ends_with_the_validity_it_asks_for(live: Live) -> None:
+    client = registered(live, *_NAMES)
+    end = live.clock.now() + timedelta(hours=1)
+    reply = client.order(_NAMES[0], notAfter=_time(end))
+    assert reply.json["expires"] == _time(end)
+    live.clock.advance(timedelta(hours=2))
+    client.finalize(reply.json, csr_for(_NAMES[0])).refused(403, "orderNotReady")
+
+
+@pytest.mark.row("ACME-107")
+def test_a_shorter_profile_is_not_talked_round_by_an_older_order(live: Live) -> None:
+    client = registered(live, *_NAMES)
+    end = live.clock.now() + timedelta(days=60)
+    reply = client.order(_NAMES[0], notAfter=_time(end))
+    rules = live.settings.profiles["server"].model_copy(update={"validity": timedelta(days=30)})
+    profiles = {**live.settings.profiles, "server": rules}
+    live.core.take_profiles(live.settings.model_copy(update={"profiles": profiles}))
+    client.finalize(reply.json, csr_for(_NAMES[0])).refused(403, "unauthorized")
+    assert client.get(reply.header("Location")).json["status"] == "ready"
+
+
+@pytest.mark.row("ACME-107")
+def test_what_an_officer_decides_later_has_no_validity_now(shared: Live) -> None:
+    client = registered(shared, *_NAMES, approval=True)
+    end = shared.clock.now() + timedelta(days=20)
+    client.order(_NAMES[0], notAfter=_time(end)).refused(400, "malformed")
+    assert client.order(_NAMES[0]).status == 201
 
 
 @pytest.mark.row("ACME-181", "ACME-182")
@@ -239,6 +308,28 @@ def test_only_the_profile_of_the_invitation_is_to_be_had(client: Client) -> None
     for other in ("device", "person", "nothing", "", "_tls"):
         client.order(_NAMES[0], profile=other).refused(400, "invalidProfile")
     client.order(_NAMES[0], profile=7).refused(400, "malformed")
+
+
+@pytest.mark.row("ACME-182")
+def test_a_profile_that_certifies_no_such_names_is_invalid(live: Live) -> None:
+    client = registered(live, *_NAMES, "ip:192.0.2.1")
+    only_dns = live.settings.profiles["server"].model_copy(update={"names": ("dns",)})
+    profiles = {**live.settings.profiles, "server": only_dns}
+    live.core.take_profiles(live.settings.model_copy(update={"profiles": profiles}))
+    client.order("ip:192.0.2.1", profile="server").refused(400, "invalidProfile")
+    client.order("ip:192.0.2.1").refused(400, "rejectedIdentifier")
+
+
+@pytest.mark.row("ACME-182")
+def test_a_profile_that_was_withdrawn_is_invalid_at_finalize(live: Live) -> None:
+    client = registered(live, *_NAMES)
+    order = client.order(*_NAMES).json
+    left = {name: one for name, one in live.settings.profiles.items() if name != "server"}
+    live.core.take_profiles(live.settings.model_copy(update={"profiles": left}))
+    client.finalize(order, csr_for(*_NAMES)).refused(403, "invalidProfile")
+    client.order(*_NAMES).refused(403, "invalidProfile")
+    live.core.take_profiles(live.settings)
+    assert client.finalize(order, csr_for(*_NAMES)).json["status"] == "valid"
 
 
 @pytest.mark.row("ACME-114", "ACME-075")
@@ -283,7 +374,7 @@ def test_a_name_can_be_authorized_before_any_order(client: Client) -> None:
     client.post("new-authz", {}).refused(400, "malformed")
 
 
-@pytest.mark.row("ACME-112", "ACME-126")
+@pytest.mark.row("ACME-112", "ACME-126", "ACME-138")
 def test_an_authorization_that_was_given_up_ends_its_order(shared: Live, client: Client) -> None:
     reply = client.order(_NAMES[0])
     url = reply.json["authorizations"][0]
@@ -399,6 +490,19 @@ def test_what_is_no_base64url_of_der_is_malformed(client: Client) -> None:
     )
     client.finalize(order, big).refused(400, "badCSR")
     assert client.finalize(order, der).json["status"] == "valid"
+
+
+@pytest.mark.row("ACME-145")
+def test_padding_of_a_csr_is_tolerated_where_the_settings_say_so(
+    make_live: Callable[[str], Live],
+) -> None:
+    client = registered(make_live("[acme]\ntolerate_padding = true\n"), *_NAMES)
+    order = client.order(_NAMES[0]).json
+    csr = next(der for der in iter(lambda: csr_for(_NAMES[0]), None) if len(der) % 3)
+    client.post(order["finalize"], {"csr": b64(csr) + "!"}).refused(400, "malformed")
+    padded = urlsafe_b64encode(csr).decode()
+    assert padded.endswith("=")
+    assert client.post(order["finalize"], {"csr": padded}).json["status"] == "valid"
 
 
 @pytest.mark.row("ACME-140")
@@ -555,6 +659,7 @@ def test_the_end_of_renewals_ends_the_account(live: Live) -> None:
     client.order(*_NAMES).refused(401, "unauthorized")
 
 
+@pytest.mark.row("ACME-138", "ACME-146")
 def test_an_officers_decision_is_awaited(live: Live) -> None:
     client = registered(live, *_NAMES, approval=True)
     reply = client.order(*_NAMES)

@@ -1,4 +1,7 @@
-"""validity that orders ask for, early authorizations, and what fails again and again over ACME."""
+"""validity that orders ask for, early authorizations, and what fails again and again over ACME.
+
+The column `error` of orders, which nothing ever filled, goes.
+"""
 
 import sqlalchemy as sa
 from alembic import op
@@ -11,6 +14,7 @@ depends_on = None
 
 def upgrade() -> None:
     """Go to 0003."""
+    op.drop_column("acme_orders", "error")
     op.add_column("acme_orders", sa.Column("not_before", sa.BigInteger(), nullable=True))
     op.add_column("acme_orders", sa.Column("not_after", sa.BigInteger(), nullable=True))
     op.create_index(op.f("ix_acme_orders_expires_at"), "acme_orders", ["expires_at"], unique=False)
@@ -30,7 +34,7 @@ def upgrade() -> None:
         sa.Column("digest", sa.LargeBinary(), nullable=False),
         sa.Column("identifiers", sa.Text(), nullable=False),
         sa.Column("reason", sa.Text(), nullable=False),
-        sa.Column("count", sa.Integer(), nullable=False),
+        sa.Column("times", sa.Integer(), nullable=False),
         sa.Column("first_at", sa.BigInteger(), nullable=False),
         sa.Column("last_at", sa.BigInteger(), nullable=False),
         sa.Column("paused_at", sa.BigInteger(), nullable=True),

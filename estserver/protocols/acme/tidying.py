@@ -1,0 +1,65 @@
+"""Forgetting what is over: used nonces, orders that came to nothing, failures nobody repeats.
+
+What a certificate came from is kept as long as the certificate's own row: its order, and the
+authorizations that say by which rule or challenge its names were allowed.
+"""
+
+import asyncio
+from datetime import UTC, datetime
+
+import structlog
+
+from estserver.errors import Error
+from estserver.protocols import Services
+from estserver.protocols.acme import authorization_records, failure_records, records
+from estserver.protocols.acme.failures import paused_orders
+from estserver.store import Transaction
+
+log = structlog.get_logger("estserver.acme")
+
+_SECONDS = 60
+_AT_ONCE = 100
+"""Orders to a transaction, so that nobody waits long for the writer."""
+_BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Tidying:
+    """Forgets, once a minute; any number of nodes may do it at the same time."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._retention = services.settings.acme.order_retention
+        # What ended earlier was looked at before: orders with a certificate stay for good, and
+        # need not be walked over every minute.
+        self._done_until = _BEGINNING
+
+    async def run_forever(self) -> None:
+        """Tidy up for as long as the server runs."""
+        while True:
+            try:
+                await self._services.run(self.tidy)
+            except Error as error:
+                log.warning("orders.kept", error=error.detail)
+            await asyncio.sleep(_SECONDS)
+
+    def tidy(self) -> None:
+        """Forget all that is to be forgotten by now. Raises Unavailable."""
+        store = self._services.store
+        store.write(records.forget_nonces)
+        until = self._services.clock.now() - self._retention
+        store.write(lambda tx: failure_records.forget_before(tx, until))
+        paused_orders.set(store.read(failure_records.count_paused))
+        since = self._done_until
+
+        def orders(tx: Transaction) -> int:
+            return records.forget_orders(tx, since=since, until=until, limit=_AT_ONCE)
+
+        def early(tx: Transaction) -> int:
+            ended = authorization_records.early_ended(tx, since=since, until=until, limit=_AT_ONCE)
+            authorization_records.forget(tx, ended)
+            return len(ended)
+
+        for forget in (orders, early):
+            while store.write(forget) == _AT_ONCE:
+                pass
+        self._done_until = until
