@@ -1,13 +1,14 @@
 """Commands about what is in the database: invitations, enrollments, certificates."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
-from typing import IO, TypeVar
+from typing import IO
 
 import click
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from estserver.cli_listing import JSON, LIMIT, collect
 from estserver.cli_operator import DURATION, SERIAL, Operator, Serial
 from estserver.cli_output import (
     Columns,
@@ -33,41 +34,6 @@ from estserver.model import (
 )
 from estserver.store import certificates as certificate_rows
 from estserver.store import outbox
-
-T = TypeVar("T")
-_PAGE = 500
-_SHOWN = 100
-_limit = click.option(
-    "--limit",
-    type=click.IntRange(0),
-    metavar="N",
-    help=f"The newest N; 0 for all [default: {_SHOWN} in a table, all in JSON].",
-)
-_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-
-
-def _collect(
-    page: Callable[[T | None, int], Sequence[T]], limit: int | None, *, as_json: bool
-) -> list[T]:
-    """Read pages until `limit`; `page` takes the last item of the page before and a size.
-
-    Says so when a table leaves something out.
-    """
-    wanted = (0 if as_json else _SHOWN) if limit is None else limit
-    found: list[T] = []
-    last: T | None = None
-    while not wanted or len(found) <= wanted:
-        part = page(last, _PAGE)
-        found += part
-        if len(part) < _PAGE:
-            break
-        last = part[-1]
-    if wanted and len(found) > wanted:
-        del found[wanted:]
-        if not as_json:
-            hint(f"The newest {wanted} only: --limit 0 shows all.")
-    return found
-
 
 # -- mail ------------------------------------------------------------------------------------------
 
@@ -100,8 +66,8 @@ def invitations() -> None:
 
 
 @invitations.command("list")
-@_limit
-@_json
+@LIMIT
+@JSON
 @click.pass_obj
 def list_invitations(operator: Operator, *, limit: int | None, as_json: bool) -> None:
     """List invitations, newest first."""
@@ -110,7 +76,7 @@ def list_invitations(operator: Operator, *, limit: int | None, as_json: bool) ->
         def page(last: Invitation | None, size: int) -> Sequence[Invitation]:
             return core.invitations.page(None if last is None else last.number, size)
 
-        found = _collect(page, limit, as_json=as_json)
+        found = collect(page, limit, as_json=as_json)
         now = core.clock.now()
     rows = [{**invitation_row(one, now), "label": one.label} for one in found]
     columns = Columns(
@@ -131,7 +97,7 @@ def list_invitations(operator: Operator, *, limit: int | None, as_json: bool) ->
 
 @invitations.command("show")
 @click.argument("number")
-@_json
+@JSON
 @click.pass_obj
 def show_invitation(operator: Operator, number: str, *, as_json: bool) -> None:
     """Show an invitation, what it led to, and its mail."""
@@ -176,7 +142,7 @@ def cancel_invitation(operator: Operator, number: str) -> None:
 @invitations.command("new-pin")
 @click.argument("number")
 @click.option("--expires", type=DURATION, help="How long PIN and URL can be used [default: 30d].")
-@_json
+@JSON
 @click.pass_obj
 def new_pin(operator: Operator, number: str, *, expires: timedelta | None, as_json: bool) -> None:
     """Replace the PIN; where all is used up, the new one renews once."""
@@ -221,8 +187,8 @@ def enrollments() -> None:
 
 @enrollments.command("list")
 @click.option("--state", type=click.Choice([state.value for state in EnrollmentState]))
-@_limit
-@_json
+@LIMIT
+@JSON
 @click.pass_obj
 def list_enrollments(
     operator: Operator, *, state: str | None, limit: int | None, as_json: bool
@@ -230,7 +196,7 @@ def list_enrollments(
     """List enrollments, newest first."""
     wanted = None if state is None else EnrollmentState(state)
     with operator.core() as core:
-        found = _collect(
+        found = collect(
             lambda last, size: core.store.read(
                 lambda tx: certificate_rows.enrollments_in(
                     tx, wanted, before=None if last is None else last.id, limit=size
@@ -256,7 +222,7 @@ def list_enrollments(
 
 @enrollments.command("show")
 @click.argument("identifier", metavar="ID")
-@_json
+@JSON
 @click.pass_obj
 def show_enrollment(operator: Operator, identifier: str, *, as_json: bool) -> None:
     """Show an enrollment and its certificate's serial."""
@@ -299,8 +265,8 @@ def certificates() -> None:
 @certificates.command("list")
 @click.option("--state", type=click.Choice([state.value for state in CertificateState]))
 @click.option("--expiring", type=DURATION, help="Valid now, but no longer after this time.")
-@_limit
-@_json
+@LIMIT
+@JSON
 @click.pass_obj
 def list_certificates(
     operator: Operator,
@@ -314,7 +280,7 @@ def list_certificates(
     wanted = None if state is None else CertificateState(state)
     with operator.core() as core:
         now = core.clock.now()
-        found = _collect(
+        found = collect(
             lambda last, size: core.store.read(
                 lambda tx: certificate_rows.page(
                     tx,
@@ -360,7 +326,7 @@ def _find(core: Core, serial: Serial) -> CertificateRecord:
 
 @certificates.command("show")
 @click.argument("serial", type=SERIAL)
-@_json
+@JSON
 @click.pass_obj
 def show_certificate(operator: Operator, serial: Serial, *, as_json: bool) -> None:
     """Show a certificate's row."""

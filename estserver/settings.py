@@ -137,6 +137,12 @@ class IssuerSettings(_Section):
     chain: tuple[Path, ...]
     key: Path
     crl_lifetime: Duration = timedelta(days=7)
+    succeeds: tuple[str, ...] = ()
+    """Issuers that this one takes over from: each then hands out the other's certificates too."""
+    cross: tuple[Path, ...] = ()
+    """Cross-certificates between its root and theirs (RFC 4210 §4.4)."""
+    retired: bool = False
+    """It issues nothing any more, but still signs CRLs and OCSP answers."""
 
 
 class Renewal(_Section):
@@ -150,6 +156,16 @@ class Renewal(_Section):
     same_key: bool = True
     revoke_superseded: bool = False
     overlap: Duration = timedelta(days=14)
+
+
+class Notices(_Section):
+    """What the owner is told by mail, where the registration has an address."""
+
+    issued: bool = False
+    """Whether each new or renewed certificate is told."""
+    before_expiry: tuple[Duration, ...] = tuple(timedelta(days=n) for n in (60, 30, 14, 7, 1))
+    """How long before notAfter; those longer than half the validity are left out."""
+    expired: bool = True
 
 
 class ProfileSettings(_Section):
@@ -173,6 +189,7 @@ class ProfileSettings(_Section):
     policies: tuple[str, ...] = ()
     approval: bool = False
     renewal: Renewal = Renewal()
+    notices: Notices = Notices()
     replacement: Duration = timedelta(hours=72)
     """How long after issuance a lost key may be replaced once by its owner; 0s: never."""
     server_key: bool = False
@@ -249,6 +266,14 @@ class Mail(_Section):
     administrator: str | None = None
     """Who is told of dead PINs and replacements; none: the sender's own mailbox."""
     give_up_after: Duration = timedelta(hours=48)
+    both_languages: bool = False
+    """Whether each letter says it in both languages, the reader's own first."""
+    templates: Path | None = None
+    """A folder with all templates, instead of those shipped."""
+    signing_certificate: Path | None = None
+    """PEM chain, leaf first, with which letters are signed (S/MIME); none: unsigned."""
+    signing_key: Path | None = None
+    """Its key, encrypted under the passphrase; none: it is in the certificate's file."""
 
 
 class Journal(_Section):

@@ -29,6 +29,7 @@ SHIPPED_PROFILES: dict[str, dict[str, Any]] = {
         "key_usage": ("digitalSignature", "keyEncipherment"),
         "extended_key_usage": ("clientAuth", "emailProtection"),
         "policies": (_MAILBOX_MULTIPURPOSE,),
+        "notices": {"issued": True},
     },
     "mail": {
         "title": "Mailbox certificate (S/MIME)",
@@ -43,6 +44,7 @@ SHIPPED_PROFILES: dict[str, dict[str, Any]] = {
         "key_usage": ("digitalSignature", "keyEncipherment"),
         "extended_key_usage": ("emailProtection", "clientAuth"),
         "policies": (_MAILBOX_MULTIPURPOSE,),
+        "notices": {"issued": True},
     },
     "device": {
         "title": "Device certificate",
@@ -83,5 +85,6 @@ SHIPPED_PROFILES: dict[str, dict[str, Any]] = {
         "validity": "395d",
         "key_usage": ("digitalSignature", "keyEncipherment"),
         "extended_key_usage": ("clientAuth",),
+        "notices": {"issued": True},
     },
 }

@@ -22,7 +22,7 @@ from estserver.errors import BadCredentials, BadInput, ConfigurationError
 from estserver.invitations import DEAD_AT, Registration
 from estserver.mail import LetterWriter, PostOffice
 from estserver.model import Door, Invitation, Language, Origin, Secret
-from estserver.settings import Branding
+from estserver.settings import Branding, Mail
 from estserver.store import Transaction, outbox
 from estserver.store.outbox import Letter
 from tests.live import Live, MovableClock, Workshop, free_ports
@@ -284,7 +284,8 @@ async def test_the_administrator_is_told_of_a_pin_that_guessing_killed(
 
 
 def _writer(folder: Path, sender: str = "pki@example.org") -> LetterWriter:
-    return LetterWriter(Branding(), sender, {}, lambda _: "https://localhost/e/x", folder)
+    mail = Mail(sender=sender)
+    return LetterWriter(Branding(), mail, {}, lambda _: "https://localhost/e/x", folder)
 
 
 @pytest.mark.parametrize(
@@ -394,7 +395,7 @@ async def test_a_server_that_hangs_costs_its_time_out_and_no_letter(
         office.core.store,
         LetterWriter(
             Branding(),
-            "pki@example.org",
+            Mail(sender="pki@example.org"),
             office.core.profiles,
             lambda _: "https://localhost/e/x",
         ),

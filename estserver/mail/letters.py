@@ -22,27 +22,47 @@ from cryptography import x509
 from jinja2 import meta
 
 from estserver.errors import BadInput, ConfigurationError
-from estserver.model import Invitation, Language
+from estserver.mail.calendar import expiry_entry
+from estserver.model import Invitation, InvitationState, Language, RevocationReason
 from estserver.names import parse_general_name
 from estserver.profiles import Profile
-from estserver.settings import Branding
+from estserver.settings import Branding, Mail
 from estserver.store.outbox import ADMINISTRATOR, Letter
 
-TEMPLATES = ("invitation", "replaced", "pin-dead", "replaced-told")
-_FOLDER = Path(__file__).parent / "templates"
+TEMPLATES_FOLDER = Path(__file__).parent / "templates"
 _BRANDING = frozenset({"organization", "service"})
+_OWNERS = _BRANDING | {"support", "name", "profile", "number", "serial", "not_after"}
+_ADMINISTRATORS = _BRANDING | {"support", "name", "profile", "number"}
 _PLACEHOLDERS = {
-    "invitation": _BRANDING | {"support", "name", "profile", "number", "url", "pin", "expires"},
-    "replaced": _BRANDING | {"support", "name", "profile", "number", "serial"},
-    "pin-dead": _BRANDING | {"support", "name", "profile", "number"},
-    "replaced-told": _BRANDING | {"support", "name", "profile", "number", "serial"},
+    "invitation": _ADMINISTRATORS | {"url", "pin", "expires"},
+    "issued": _OWNERS,
+    "renewed": _OWNERS | {"old_serial"},
+    "replaced": _OWNERS - {"not_after"},
+    "expiring": _OWNERS | {"days", "renewal_url"},
+    "expired": _OWNERS,
+    "revoked": (_OWNERS - {"not_after"}) | {"reason"},
+    "pin-guessed": _ADMINISTRATORS | {"failures"},
+    "pin-dead": _ADMINISTRATORS,
+    "replaced-told": _ADMINISTRATORS | {"serial"},
 }
-_NEEDED = {
-    "invitation": "url",
-    "replaced": "serial",
-    "pin-dead": "number",
-    "replaced-told": "serial",
+TEMPLATES = tuple(_PLACEHOLDERS)
+_NEEDED = {"invitation": "url", "pin-guessed": "number", "pin-dead": "number"}
+"""What a letter is pointless without; the others: the serial number."""
+_FOR_CALENDARS = frozenset({"issued", "renewed", "expiring"})
+_EXPIRY_TITLE = {
+    Language.EN: "The certificate of {name} ends",
+    Language.JA: "証明書の有効期限: {name}",
 }
+_REASONS = {
+    RevocationReason.UNSPECIFIED: ("unspecified", "指定なし"),
+    RevocationReason.KEY_COMPROMISE: ("the private key may be known to others", "秘密鍵の漏えい"),
+    RevocationReason.CA_COMPROMISE: ("the certification authority", "認証局の危殆化"),
+    RevocationReason.AFFILIATION_CHANGED: ("change of affiliation", "所属等の変更"),
+    RevocationReason.SUPERSEDED: ("replaced by another certificate", "別の証明書への置き換え"),
+    RevocationReason.CESSATION_OF_OPERATION: ("no longer used", "利用の終了"),
+    RevocationReason.PRIVILEGE_WITHDRAWN: ("the right to it was withdrawn", "利用資格の取り消し"),
+}
+_BETWEEN_LANGUAGES = "\n\n" + "=" * 72 + "\n\n"
 # 7 bit: quoted-printable or base64 by what is shorter, so that no relay can refuse 8BITMIME.
 _POLICY = SMTP.clone(cte_type="7bit")
 
@@ -57,18 +77,21 @@ class LetterWriter:
     def __init__(
         self,
         branding: Branding,
-        sender: str,
+        mail: Mail,
         profiles: Mapping[str, Profile],
         url_of: Callable[[Invitation], str | None],
-        folder: Path = _FOLDER,
+        folder: Path = TEMPLATES_FOLDER,
         *,
-        administrator: str | None = None,
+        renewal_url: str | None = None,
     ) -> None:
+        self._renewal_url = renewal_url
+        self._both_languages = mail.both_languages
         self._branding = branding
         self._profiles = profiles
         self._url_of = url_of
-        self._sender = _sender(sender)
-        self._administrator = administrator or self._sender
+        self._sender = _sender(mail.sender)
+        self._domain = self._sender.rpartition("@")[2]
+        self._administrator = mail.administrator or self._sender
         environment = jinja2.Environment(  # noqa: S701 - plain text: names must stay as they are
             undefined=jinja2.StrictUndefined, keep_trailing_newline=False, trim_blocks=True
         )
@@ -84,11 +107,32 @@ class LetterWriter:
         Raises BadInput: the recipient is no plain address, the invitation has no web door, or the
         template is unknown.
         """
-        language = letter.language
-        found = self._templates.get((letter.template, language))
-        if found is None:
+        if letter.template not in TEMPLATES:
             raise BadInput(f"there is no letter {letter.template}")
-        subject, body = found
+        languages = [letter.language]
+        if self._both_languages:
+            languages += [other for other in Language if other is not letter.language]
+        parts = [self._render(letter, invitation, language) for language in languages]
+        branding = self._branded(letter.language)
+        message = EmailMessage(policy=_POLICY)
+        message["Subject"] = parts[0][0]
+        message["From"] = Address(branding["service"], addr_spec=self._sender)
+        recipient = self.recipient(letter)
+        message["To"] = Address(addr_spec=recipient)
+        message["Date"] = letter.created_at
+        message["Message-ID"] = f"<{letter.id}@{self._domain}>"
+        message["Auto-Submitted"] = "auto-generated"
+        message["Content-Language"] = ", ".join(languages)
+        message.set_content(_BETWEEN_LANGUAGES.join(text for _, text in parts) + "\n")
+        if letter.template in _FOR_CALENDARS:
+            self._attach_expiry(message, letter, invitation)
+        return message
+
+    def _render(
+        self, letter: Letter, invitation: Invitation, language: Language
+    ) -> tuple[str, str]:
+        """Return subject and text of a letter in one language."""
+        subject, body = self._templates[letter.template, language]
         branding = self._branded(language)
         text = body.render(
             **branding,
@@ -97,19 +141,26 @@ class LetterWriter:
             number=invitation.number,
             support=self._branding.support_ja if language == "ja" else self._branding.support,
             expires=_moment(invitation.expires_at, language),
-            **self._values(letter, invitation),
+            **self._values(letter, invitation, language),
         )
-        message = EmailMessage(policy=_POLICY)
-        message["Subject"] = subject.render(**branding)
-        message["From"] = Address(branding["service"], addr_spec=self._sender)
-        recipient = self.recipient(letter)
-        message["To"] = Address(addr_spec=recipient)
-        message["Date"] = letter.created_at
-        message["Message-ID"] = f"<{letter.id}@{self._sender.rpartition('@')[2]}>"
-        message["Auto-Submitted"] = "auto-generated"
-        message["Content-Language"] = language.value
-        message.set_content(text.strip() + "\n")
-        return message
+        return subject.render(**branding), text.strip()
+
+    def _attach_expiry(self, message: EmailMessage, letter: Letter, invitation: Invitation) -> None:
+        serial = letter.values["serial"]
+        entry = expiry_entry(
+            f"expiry-{serial}@{self._domain}",
+            ends=_parsed(letter.values["not_after"]),
+            made=letter.created_at,
+            title=_EXPIRY_TITLE[letter.language].format(name=invitation.label),
+            text=f"{self._branded(letter.language)['service']}: {_with_colons(serial)}",
+        )
+        message.add_attachment(
+            entry,
+            "text",
+            "calendar",
+            filename="expiry.ics",
+            params={"method": "PUBLISH", "charset": "utf-8"},
+        )
 
     def recipient(self, letter: Letter) -> str:
         """Return the address a letter goes to. Raises BadInput: it is no plain address.
@@ -130,20 +181,35 @@ class LetterWriter:
         known = self._profiles.get(profile)
         return profile if known is None else known.title(language.value)
 
-    def _values(self, letter: Letter, invitation: Invitation) -> dict[str, str]:
-        if letter.template in {"replaced", "replaced-told"}:
-            return {"serial": _with_colons(letter.values["serial"])}
-        if letter.template == "pin-dead":
-            return {}
-        url = self._url_of(invitation)
-        if url is None:
-            raise BadInput(f"invitation {invitation.number} has no web door")
-        return {"url": url}
+    def _values(self, letter: Letter, invitation: Invitation, language: Language) -> dict[str, str]:
+        """Say the values of a row the way the reader's language does."""
+        said = dict(letter.values)
+        for key in ("serial", "old_serial"):
+            if key in said:
+                said[key] = _with_colons(said[key])
+        if "not_after" in said:
+            said["not_after"] = _moment(_parsed(said["not_after"]), language)
+        if "reason" in said:
+            english, japanese = _REASONS[RevocationReason(said["reason"])]
+            said["reason"] = japanese if language is Language.JA else english
+        if letter.template == "expiring":
+            ends = invitation.renew_until
+            shut = invitation.state is InvitationState.CANCELLED or (
+                ends is not None and ends <= letter.created_at
+            )
+            said["renewal_url"] = "" if shut else self._renewal_url or ""
+        if letter.template == "invitation":
+            url = self._url_of(invitation)
+            if url is None:
+                raise BadInput(f"invitation {invitation.number} has no web door")
+            said["url"] = url
+        return said
 
 
 def as_text(message: EmailMessage) -> str:
     """Show a letter to the operator who has to send it: address, subject, text."""
-    text = message.get_content().replace("\r\n", "\n")
+    body = message.get_body(("plain",)) or message
+    text = body.get_content().replace("\r\n", "\n")
     return f"To: {message['To']}\nSubject: {message['Subject']}\n\n{text}"
 
 
@@ -171,8 +237,9 @@ def _load(
         raise ConfigurationError(f"{path}: unknown placeholder {', '.join(sorted(unknown))}")
     if foreign := in_subject - _BRANDING:
         raise ConfigurationError(f"{path}: {', '.join(sorted(foreign))} may not be in the subject")
-    if _NEEDED[name] not in used:
-        raise ConfigurationError(f"{path}: lacks {{{{ {_NEEDED[name]} }}}}")
+    needed = _NEEDED.get(name, "serial")
+    if needed not in used:
+        raise ConfigurationError(f"{path}: lacks {{{{ {needed} }}}}")
     return subject, rest
 
 
@@ -188,6 +255,11 @@ def _sender(text: str) -> str:
         return Address(addr_spec=_address(text)).addr_spec
     except (BadInput, ValueError, HeaderParseError) as error:
         raise ConfigurationError("mail.sender: is not a mail address") from error
+
+
+def _parsed(seconds: str) -> datetime:
+    """Read a time as the values of a letter hold it: seconds since 1970 UTC."""
+    return datetime.fromtimestamp(int(seconds), UTC)
 
 
 def _moment(moment: datetime, language: Language) -> str:

@@ -17,8 +17,9 @@ import structlog
 
 from estserver.ca.keys import read_secret
 from estserver.config import Settings
-from estserver.errors import BadInput, Error, Unavailable
-from estserver.mail.letters import LetterWriter, as_text
+from estserver.errors import BadInput, Error, NotFound, Unavailable
+from estserver.mail.letters import TEMPLATES_FOLDER, LetterWriter, as_text
+from estserver.mail.signing import LetterSigner
 from estserver.model import Invitation, InvitationState, Secret
 from estserver.profiles import Profile
 from estserver.settings import Mail
@@ -46,12 +47,14 @@ class PostOffice:
         mail: Mail,
         password: Secret | None = None,
         *,
+        signer: LetterSigner | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> None:
         self._store = store
         self._writer = writer
         self._mail = mail
         self._password = password
+        self._signer = signer
         self._timeout = timeout
 
     @classmethod
@@ -66,16 +69,20 @@ class PostOffice:
 
         Raises ConfigurationError: templates, sender or password file.
         """
-        file = settings.mail.password_file
-        password = None if file is None else read_secret(settings.path(file))
+        mail = settings.mail
+        password = None
+        if mail.password_file is not None:
+            password = read_secret(settings.path(mail.password_file))
+        devices = settings.listeners.devices
         writer = LetterWriter(
             settings.branding,
-            settings.mail.sender,
+            mail,
             profiles,
             url_of,
-            administrator=settings.mail.administrator,
+            TEMPLATES_FOLDER if mail.templates is None else settings.path(mail.templates),
+            renewal_url=f"{devices.url}/renew" if "renewal" in devices.serves else None,
         )
-        return cls(store, writer, settings.mail, password)
+        return cls(store, writer, mail, password, signer=_signer(settings))
 
     @property
     def sends(self) -> bool:
@@ -97,6 +104,19 @@ class PostOffice:
         for letter in letters:
             self._note_sent(letter)
         return texts
+
+    def read(self, identifier: str) -> EmailMessage:
+        """Return a letter as its reader gets it, unsigned. Raises NotFound, BadInput."""
+
+        def find(tx: Transaction) -> tuple[Letter | None, Invitation | None]:
+            letter = outbox.get(tx, identifier)
+            number = None if letter is None else letter.invitation
+            return letter, registrations.get(tx, number or "")
+
+        letter, invitation = self._store.read(find)
+        if letter is None:
+            raise NotFound(f"there is no letter {identifier}")
+        return self._write(letter, invitation)
 
     async def check(self) -> None:
         """Connect, secure and log in as for sending. Raises Unavailable saying what failed."""
@@ -122,10 +142,10 @@ class PostOffice:
         try:
             while letters := await asyncio.to_thread(self._store.read, outbox.due):
                 for letter in letters:
-                    message = await asyncio.to_thread(self._lease, letter)
-                    if message is None:
+                    wire = await asyncio.to_thread(self._lease, letter)
+                    if wire is None:
                         continue
-                    error = await self._send(smtp, message, self._writer.recipient(letter))
+                    error = await self._send(smtp, wire, self._writer.recipient(letter))
                     if error is None:
                         await asyncio.to_thread(self._note_sent, letter)
                         sent += 1
@@ -137,15 +157,13 @@ class PostOffice:
         finally:
             await _hang_up(smtp)
 
-    async def _send(
-        self, smtp: aiosmtplib.SMTP, message: EmailMessage, recipient: str
-    ) -> Exception | None:
+    async def _send(self, smtp: aiosmtplib.SMTP, wire: bytes, recipient: str) -> Exception | None:
         """Send one letter, connecting first where needed; return what went wrong."""
         try:
             async with asyncio.timeout(_CONVERSATION.total_seconds()):
                 if not smtp.is_connected:
                     await smtp.connect()
-                await smtp.send_message(message, sender=self._mail.sender, recipients=[recipient])
+                await smtp.sendmail(self._mail.sender, [recipient], wire)
         except (aiosmtplib.SMTPException, OSError) as error:
             return error
         return None
@@ -162,8 +180,11 @@ class PostOffice:
             timeout=self._timeout.total_seconds(),
         )
 
-    def _lease(self, letter: Letter) -> EmailMessage | None:
-        """Take a letter for sending and write it; None if it is somebody else's or moot by now."""
+    def _lease(self, letter: Letter) -> bytes | None:
+        """Take a letter for sending and write it as SMTP wants it.
+
+        None if it is somebody else's or moot by now.
+        """
 
         def unit(tx: Transaction) -> tuple[bool, Invitation | None]:
             leased = outbox.lease(tx, letter, until=tx.now + _LEASE)
@@ -173,7 +194,8 @@ class PostOffice:
         if not leased:
             return None
         try:
-            return self._write(letter, invitation)
+            message = self._write(letter, invitation)
+            return message.as_bytes() if self._signer is None else self._signer.sign(message)
         except Error as error:
             self._note_hopeless(letter, error.detail)
             return None
@@ -208,6 +230,14 @@ class PostOffice:
         hopeless = self._store.write(unit)
         event = "mail.failed" if hopeless else "mail.delayed"
         log.warning(event, letter=letter.id, template=letter.template, error=said)
+
+
+def _signer(settings: Settings) -> LetterSigner | None:
+    certificate, key = settings.mail.signing_certificate, settings.mail.signing_key
+    if certificate is None:
+        return None
+    passphrase = read_secret(settings.path(settings.secrets.passphrase))
+    return LetterSigner(settings.path(certificate), settings.path(key or certificate), passphrase)
 
 
 async def _hang_up(smtp: aiosmtplib.SMTP) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from estserver.model import Invitation, Language
+from estserver.model import CertificateState, Invitation, Language
 from estserver.store.engine import Transaction, from_unix, to_unix
+from estserver.store.tables import certificates, invitations
 from estserver.store.tables import outbox as rows
 
 ADMINISTRATOR = "administrator"
@@ -134,3 +135,66 @@ def delayed(tx: Transaction, identifier: str, *, error: str, again_at: datetime 
     else:
         values["due_at"] = to_unix(again_at)
     tx.change(sa.update(rows).where(rows.c.id == identifier).values(**values))
+
+
+def get(tx: Transaction, identifier: str) -> Letter | None:
+    """Find a letter by its id."""
+    row = tx.connection.execute(sa.select(rows).where(rows.c.id == identifier)).one_or_none()
+    return None if row is None else _letter(row)
+
+
+def page(
+    tx: Transaction, state: str | None, *, before: Letter | None = None, limit: int = 100
+) -> Sequence[Letter]:
+    """List letters, newest first, optionally of one state; `before` continues a page."""
+    query = sa.select(rows).order_by(rows.c.created_at.desc(), rows.c.id.desc()).limit(limit)
+    if state is not None:
+        query = query.where(rows.c.state == state)
+    if before is not None:
+        here = sa.tuple_(rows.c.created_at, rows.c.id)
+        query = query.where(here < sa.tuple_(to_unix(before.created_at), before.id))
+    return [_letter(row) for row in tx.connection.execute(query)]
+
+
+def send_again(tx: Transaction, identifier: str) -> bool:
+    """Queue a letter that was sent or given up once more; False if it waits already, or is none.
+
+    It stays the same letter, under the same Message-ID; its time to be given up begins anew.
+    """
+    changed = tx.change(
+        sa.update(rows)
+        .where(rows.c.id == identifier, rows.c.state != "queued")
+        .values(state="queued", tries=0, due_at=tx.at, created_at=tx.at, error=None)
+    )
+    return changed == 1
+
+
+def ending(
+    tx: Transaction, letter: str, *, profile: str, after: datetime, until: datetime
+) -> list[str]:
+    """List valid certificates that end after `after` and not after `until`, and were not renewed.
+
+    Those whose owner has an address and did not get the letter `letter` about it yet; enrollment
+    ids, a thousand at most. A letter's id is its name, a hyphen and the enrollment.
+    """
+    newer = certificates.alias()
+    renewed = sa.exists().where(
+        newer.c.renews == certificates.c.enrollment, newer.c.state == CertificateState.VALID.value
+    )
+    told = sa.exists().where(rows.c.id == sa.literal(f"{letter}-") + certificates.c.enrollment)
+    query = (
+        sa.select(certificates.c.enrollment)
+        .join(invitations, invitations.c.number == certificates.c.invitation)
+        .where(
+            certificates.c.not_after > to_unix(after),
+            certificates.c.not_after <= to_unix(until),
+            certificates.c.profile == profile,
+            certificates.c.state == CertificateState.VALID.value,
+            invitations.c.email.is_not(None),
+            ~renewed,
+            ~told,
+        )
+        .order_by(certificates.c.not_after, certificates.c.enrollment)
+        .limit(1000)
+    )
+    return list(tx.connection.execute(query).scalars())

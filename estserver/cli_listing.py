@@ -1,0 +1,42 @@
+"""What every listing command shares: its options, and pages read until there are enough."""
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import click
+
+from estserver.cli_output import hint
+
+T = TypeVar("T")
+_PAGE = 500
+_SHOWN = 100
+LIMIT = click.option(
+    "--limit",
+    type=click.IntRange(0),
+    metavar="N",
+    help=f"The newest N; 0 for all [default: {_SHOWN} in a table, all in JSON].",
+)
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def collect(
+    page: Callable[[T | None, int], Sequence[T]], limit: int | None, *, as_json: bool
+) -> list[T]:
+    """Read pages until `limit`; `page` takes the last item of the page before and a size.
+
+    Says so when a table leaves something out.
+    """
+    wanted = (0 if as_json else _SHOWN) if limit is None else limit
+    found: list[T] = []
+    last: T | None = None
+    while not wanted or len(found) <= wanted:
+        part = page(last, _PAGE)
+        found += part
+        if len(part) < _PAGE:
+            break
+        last = part[-1]
+    if wanted and len(found) > wanted:
+        del found[wanted:]
+        if not as_json:
+            hint(f"The newest {wanted} only: --limit 0 shows all.")
+    return found
