@@ -18,7 +18,7 @@ from estserver.core import Core
 from estserver.model import CertificateRecord, CertificateState, EnrollmentState
 from estserver.names import display_name
 from estserver.store import Transaction, certificates, health, revocations
-from estserver.store.audit import broken_links
+from estserver.store.audit_checks import broken_links
 
 _PAGE = 200
 _SETTLING = timedelta(minutes=10)

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
 
 from estserver.core import Core
-from estserver.store import Transaction, audit
+from estserver.store import Transaction, audit_checks
 from estserver.store.tables import (
     audit_events,
     certificate_bytes,
@@ -115,7 +115,7 @@ def _crl_numbers_grow(tx: Transaction) -> Iterator[str]:
 
 
 def _everything_is_audited(tx: Transaction) -> Iterator[str]:
-    yield from (f"I7: {sentence}" for sentence in audit.broken_links(tx.connection))
+    yield from (f"I7: {sentence}" for sentence in audit_checks.broken_links(tx.connection))
     seen = {
         (row.event, row.object, row.detail)
         for row in tx.connection.execute(

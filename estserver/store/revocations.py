@@ -9,7 +9,7 @@ from cryptography import x509
 from estserver.model import CertificateState, RevocationReason
 from estserver.store.engine import Transaction, from_unix, to_unix
 from estserver.store.journalling import tell_crl, tell_revocation
-from estserver.store.tables import blocked_keys, certificates, crls
+from estserver.store.tables import blocked_keys, certificates, crl_floors, crls
 
 # Built once: putting the statement together takes longer than running it.
 _STATUSES = sa.select(
@@ -114,9 +114,12 @@ def newest_crl(
 
 
 def newest_crl_number(tx: Transaction, issuer: str) -> int:
-    """Return the number of the newest CRL, or 0 before the first."""
-    query = sa.select(sa.func.max(crls.c.number)).where(crls.c.issuer == issuer)
-    return tx.connection.execute(query).scalar_one() or 0
+    """Return the highest number that a CRL ever had, or 0 before the first."""
+    query = sa.union_all(
+        sa.select(crls.c.number).where(crls.c.issuer == issuer),
+        sa.select(crl_floors.c.number).where(crl_floors.c.issuer == issuer),
+    )
+    return max(tx.connection.execute(query).scalars(), default=0)
 
 
 def put_crl(

@@ -150,6 +150,14 @@ crls = sa.Table(
     sa.Column("der", sa.LargeBinary, nullable=False),
 )
 
+crl_floors = sa.Table(
+    "crl_floors",
+    metadata,
+    sa.Column("issuer", sa.Text, primary_key=True),
+    sa.Column("number", sa.BigInteger, nullable=False),
+)
+"""Numbers that were published before a restore forgot them: the next CRL gets a higher one."""
+
 outbox = sa.Table(
     "outbox",
     metadata,
