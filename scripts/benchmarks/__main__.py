@@ -113,6 +113,7 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "extent": {name: getattr(extent, name) for name in Extent.__slots__},
         "results": results,
         "absent": course.absent,
+        "broken": course.broken,
         "failures": {name: dict(kinds) for name, kinds in course.failures.items()},
         "checked_certificates": course.checker.checked,
         "table": [asdict(line) for line in table.lines(results)],
@@ -138,6 +139,8 @@ def _show(report: dict[str, Any], *, with_table: bool) -> None:
             print(f"{name}: failed {count} times: {kind}")
     for name, reason in report["absent"].items():
         print(f"{name}: absent: {reason}")
+    for name, reason in report["broken"].items():
+        print(f"{name}: went wrong: {reason}")
     print(f"{report['checked_certificates']} certificates checked against their CSRs")
     if with_table:
         print("\n" + "\n".join(table.text_table(table.lines(report["results"]))))
@@ -170,6 +173,7 @@ def main() -> None:
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(report, indent=2) + "\n")
     _show(report, with_table=arguments.against is None)
+    sys.exit(1 if report["broken"] else 0)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,6 +88,7 @@ class Course:
     supply: Supply = field(default_factory=Supply)
     results: dict[str, Figures] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
+    broken: dict[str, str] = field(default_factory=dict)
     failures: dict[str, Counter[str]] = field(default_factory=dict)
     shared: dict[str, object] = field(default_factory=dict)
     """Servers that several scenarios use, by their name."""
@@ -130,28 +131,48 @@ class Course:
             for number in range(self.extent.rounds if measurements else 0):
                 tell(f"round {number + 1} of {self.extent.rounds}")
                 for measurement in measurements:
-                    rows.setdefault(measurement.name, []).append(measurement.run())
+                    self._measure(measurement, rows, tell)
             for scenario in scenarios:
                 if scenario.alternates:
                     continue
                 with ExitStack() as own:
                     for measurement in self._prepared(scenario, own, tell):
-                        rows[measurement.name] = [measurement.run()]
+                        self._measure(measurement, rows, tell)
         self.keep(rows)
 
     def keep(self, rows: dict[str, list[Figures]]) -> None:
         """Keep the medians of what each round gave."""
         self.results |= {name: _medians(rounds) for name, rounds in rows.items()}
 
+    def _measure(
+        self,
+        measurement: Measurement,
+        rows: dict[str, list[Figures]],
+        tell: Callable[[str], None],
+    ) -> None:
+        """Measure once more, unless it went wrong before: one that does spoils no other."""
+        if measurement.name in self.broken:
+            return
+        try:
+            rows.setdefault(measurement.name, []).append(measurement.run())
+        except Exception as error:  # noqa: BLE001 - told, and the run ends with status 1
+            self.broken[measurement.name] = f"{type(error).__name__}: {error}"
+            rows.pop(measurement.name, None)
+            tell(f"  {measurement.name} went wrong: {self.broken[measurement.name]}")
+
     def _prepared(
         self, scenario: Scenario, stack: ExitStack, tell: Callable[[str], None]
-    ) -> Iterator[Measurement]:
+    ) -> list[Measurement]:
         tell(scenario.about)
         try:
-            yield from scenario.prepare(self, stack)
+            return scenario.prepare(self, stack)
         except Absent as reason:
             self.absent[scenario.name] = str(reason)
             tell(f"  absent: {reason}")
+        except Exception as error:  # noqa: BLE001 - as in `_measure`
+            self.broken[scenario.name] = f"{type(error).__name__}: {error}"
+            tell(f"  went wrong: {self.broken[scenario.name]}")
+        return []
 
 
 def percentile(ordered: list[float], share: float) -> float:

@@ -80,7 +80,8 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of a load: times in seconds, results by the item's number, failures by their kind.
+    """What came of a load: times in seconds, results by the item's number and in that order,
+    failures by their kind.
 
     `busy`: CPU seconds that the generator used. `started`: how many items were begun.
     """
@@ -157,9 +158,11 @@ def _together(parts: list[Outcome]) -> Outcome:
         started=max(part.started for part in parts) * count,
         latencies=tuple(latency for part in parts for latency in part.latencies),
         results=tuple(
-            (index * count + number, result)
-            for number, part in enumerate(parts)
-            for index, result in part.results
+            sorted(
+                (index * count + number, result)
+                for number, part in enumerate(parts)
+                for index, result in part.results
+            )
         ),
         failures=sum((part.failures for part in parts), Counter()),
     )

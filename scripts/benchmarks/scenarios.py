@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from scripts.benchmarks import bare, enrolling
+from scripts.benchmarks import bare, doors, enrolling
 from scripts.benchmarks.course import Extent, Scenario
 
 
@@ -19,4 +19,7 @@ SCENARIOS = (
     Scenario("postgresql", "EST on PostgreSQL", enrolling.postgresql, _loads(3, 10)),
     Scenario("workers", "two workers", enrolling.workers, _loads(6, 15)),
     Scenario("fronts", "behind HAProxy and nginx", enrolling.fronts, _loads(4, 8)),
+    Scenario("web", "the wizard", doors.web, _loads(3)),
+    Scenario("acme", "ACME orders", doors.acme, _loads(1, 5)),
+    Scenario("pebble", "ACME orders of pebble", doors.acme_peer, _loads(1, 5)),
 )
