@@ -13,6 +13,8 @@ import click
 
 from estserver import config, server
 from estserver.ca import ceremony
+from estserver.ca.hierarchy import KEY_TYPES
+from estserver.cli_ca import ca
 from estserver.cli_operator import DATE, DURATION, Commands, Operator, log_to_stderr
 from estserver.cli_output import (
     handover_row,
@@ -67,13 +69,22 @@ def main(ctx: click.Context, configuration: Path | None, *, debug: bool) -> None
 @click.option("--organization-ja", metavar="O", help="The same in Japanese, for pages and mail.")
 @click.option(
     "--key-type",
-    type=click.Choice([kind.value for kind in ceremony.KEY_TYPES]),
+    type=click.Choice([kind.value for kind in KEY_TYPES]),
     default=KeyType.EC_P256.value,
     show_default=True,
     help="Of the two CA keys.",
 )
 @click.option(
     "--bind", metavar="ADDRESS", help="Where to listen [default: loopback for localhost, else all]."
+)
+@click.option(
+    "--offline-root",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
+    help="Put the root's key there, to be carried away, under a passphrase of its own.",
+)
+@click.option(
+    "--subordinate", is_flag=True, help="Make no root: an existing CA is to sign the issuing CA."
 )
 @click.option("--web-port", type=_PORT, default=8443, show_default=True)
 @click.option("--devices-port", type=_PORT, default=9443, show_default=True)
@@ -90,6 +101,8 @@ def init(  # noqa: PLR0913 - one argument an option
     organization_ja: str | None,
     key_type: str,
     bind: str | None,
+    offline_root: Path | None,
+    subordinate: bool,
     web_port: int,
     devices_port: int,
     status_port: int,
@@ -105,10 +118,22 @@ def init(  # noqa: PLR0913 - one argument an option
         key_type=KeyType(key_type),
         ports=ceremony.Ports(web_port, devices_port, status_port, management_port),
         bind=bind,
+        root_folder=offline_root,
     )
+    if subordinate:
+        if offline_root is not None:
+            raise click.UsageError("--subordinate makes no root: leave out --offline-root")
+        csr = ceremony.create_subordinate(directory, SystemClock(), options, by=operator.by)
+        click.echo(csr)
+        hint("\nHave this CSR signed as a CA, with pathLen 0 or more. Then:")
+        hint(f"estserver --config {csr.parent.parent / 'estserver.toml'} ca install issuing FILE")
+        return
     instance = ceremony.create_instance(directory, SystemClock(), options, by=operator.by)
     print_instance(instance.configuration, config.load(instance.configuration), as_json=False)
-    hint(f"\nKeep {directory / 'ca/root.key'} off this machine: no daily work needs it.")
+    if offline_root is None:
+        hint(f"\nKeep {directory / 'ca/root.key'} off this machine: no daily work needs it.")
+    else:
+        hint(f"\nCarry {offline_root} away, its passphrase apart from its key.")
     hint(f"Next: estserver --config {instance.configuration} serve")
 
 
@@ -276,4 +301,5 @@ def verify_command(operator: Operator, *, as_json: bool) -> None:
 main.add_command(invitations)
 main.add_command(enrollments)
 main.add_command(certificates)
+main.add_command(ca)
 main.add_command(acme)

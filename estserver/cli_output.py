@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from estserver.ca.ceremony import fingerprint
+from estserver.ca.hierarchy import fingerprint
 from estserver.cli_acme import acme_row, print_acme
 from estserver.config import Settings
 from estserver.core import Core

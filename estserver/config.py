@@ -44,6 +44,8 @@ from estserver.settings import (
 from estserver.shipped_profiles import SHIPPED_PROFILES as SHIPPED_PROFILES  # noqa: PLC0414 - part of the configuration
 
 SEARCH_PATH = (Path("estserver.toml"), Path("/etc/estserver/estserver.toml"))
+ISSUER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
+"""Stands in URLs (`/crl/ISSUER.crl`) and in names of files."""
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,63}")
 RESERVED_LABELS = frozenset(
     {
@@ -71,6 +73,8 @@ class Settings(BaseSettings):
     directory: Path = Field(default=Path(), exclude=True)
     hosts: tuple[str, ...] = ("localhost", "127.0.0.1")
     """Names and addresses in the server's own TLS certificates."""
+    tls_issuer: str | None = None
+    """The issuer of those; none: that of est.default_profile."""
     branding: Branding = Branding()
     database: Database = Database()
     secrets: Secrets = Secrets()
@@ -114,13 +118,30 @@ class Settings(BaseSettings):
         return {**SHIPPED_PROFILES, **given}
 
     @model_validator(mode="after")
+    def _issuers_fit(self) -> Self:
+        for name, issuer in self.issuers.items():
+            if not ISSUER_NAME.fullmatch(name):
+                raise ValueError(f"issuers.{name}: an issuer may not be called that")
+            if unknown := set(issuer.succeeds) - (self.issuers.keys() - {name}):
+                raise ValueError(f"issuers.{name}.succeeds: no issuer {', '.join(sorted(unknown))}")
+        users = {f"profiles.{name}.issuer": rule.issuer for name, rule in self.profiles.items()}
+        if self.tls_issuer is not None:
+            users["tls_issuer"] = self.tls_issuer
+        if not self.issuers:
+            return self
+        for key, name in users.items():
+            if name not in self.issuers:
+                raise ValueError(f"{key}: there is no such issuer")
+        if retired := [key for key, name in users.items() if self.issuers[name].retired]:
+            raise ValueError(f"{', '.join(retired)}: a retired issuer issues nothing any more")
+        return self
+
+    @model_validator(mode="after")
     def _profiles_fit(self) -> Self:
         for name, profile in self.profiles.items():
             if not _LABEL.fullmatch(name) or name.lower() in RESERVED_LABELS:
                 # RFC 7030 §3.2.2: a label must not equal an operation's path segment.
                 raise ValueError(f"profiles.{name}: an EST label may not be called that")
-            if self.issuers and profile.issuer not in self.issuers:
-                raise ValueError(f"profiles.{name}.issuer: there is no such issuer")
             if not set(profile.default_doors) <= set(profile.doors):
                 raise ValueError(f"profiles.{name}.default_doors: not all of them are in doors")
         if self.est.default_profile not in self.profiles:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from cryptography import x509
 
 from estserver.authentication import Authenticator
+from estserver.ca.chains import Chains, read_chains
 from estserver.ca.issuer import Issuer, StatusURLs
 from estserver.ca.keys import load_key, read_secret
 from estserver.config import Settings
@@ -44,7 +45,7 @@ class Core:
     keyring: Keyring
     profiles: dict[str, Profile]
     """One dictionary that all parts share, so that new profiles reach them all at once."""
-    chains: Mapping[str, tuple[x509.Certificate, ...]]
+    chains: Chains
     issuers: Mapping[str, Issuer]
     invitations: Invitations
     authenticator: Authenticator
@@ -53,11 +54,28 @@ class Core:
     journal: FileJournal | None
 
     def take_profiles(self, settings: Settings) -> None:
-        """Go on with the profiles of `settings`. Raises ConfigurationError and changes nothing."""
+        """Go on with the profiles of `settings`.
+
+        Raises ConfigurationError and changes nothing: a profile is wrong, or there are other
+        issuers or CA certificates, which only a restart takes (too much is built from them).
+        """
+        self._require_same_issuers(settings)
         fresh = _build_profiles(settings, self.chains)
         for gone in self.profiles.keys() - fresh.keys():
             del self.profiles[gone]
         self.profiles.update(fresh)
+
+    def _require_same_issuers(self, settings: Settings) -> None:
+        old, new = self.settings.issuers, settings.issuers
+        changed = {name for name in {**old, **new} if old.get(name) != new.get(name)}
+        if not changed:
+            chains = read_chains(settings)
+            changed = {name for name in chains if chains.bag(name) != self.chains.bag(name)}
+        if changed:
+            raise ConfigurationError(
+                f"issuers: a restart is needed for {', '.join(sorted(changed))}; until then the "
+                "profiles stay as they are too"
+            )
 
     def retrieval_url(self, invitation: Invitation) -> str | None:
         """Return the secret URL of an invitation, or None where the web door is shut."""
@@ -83,7 +101,7 @@ def open_core(settings: Settings, clock: Clock, *, with_keys: bool) -> Core:
     if not settings.issuers:
         raise ConfigurationError("issuers: none is configured")
     keyring = Keyring(read_secret(settings.path(settings.secrets.master)))
-    chains = {name: _read_chain(settings, name) for name in settings.issuers}
+    chains = read_chains(settings)
     issuers = {}
     if with_keys:
         passphrase = read_secret(settings.path(settings.secrets.passphrase))
@@ -155,33 +173,9 @@ def _build_profiles(
     settings: Settings, chains: Mapping[str, tuple[x509.Certificate, ...]]
 ) -> dict[str, Profile]:
     rules = {**settings.profiles, **internal_profiles(settings)}
-    if unknown := {rule.issuer for rule in rules.values()} - chains.keys():
-        raise ConfigurationError(f"issuers: a restart is needed for {', '.join(sorted(unknown))}")
     return {name: Profile(name, rule, chains[rule.issuer][0]) for name, rule in rules.items()}
 
 
 def _status_urls(settings: Settings, issuer: str) -> StatusURLs:
     base = settings.listeners.status.url
     return StatusURLs(f"{base}/ca/{issuer}.cer", f"{base}/ocsp", f"{base}/crl/{issuer}.crl")
-
-
-def _read_chain(settings: Settings, name: str) -> tuple[x509.Certificate, ...]:
-    """Read issuing certificate, intermediates and root, and check that each signs the one below."""
-    issuer = settings.issuers[name]
-    chain: list[x509.Certificate] = []
-    for path in (issuer.certificate, *issuer.chain):
-        full = settings.path(path)
-        try:
-            chain += x509.load_pem_x509_certificates(full.read_bytes())
-        except OSError as error:
-            raise ConfigurationError(f"{full}: {error.strerror}") from error
-        except ValueError as error:
-            raise ConfigurationError(f"{full}: not a PEM certificate") from error
-    for lower, upper in zip(chain, [*chain[1:], chain[-1]], strict=True):
-        try:
-            lower.verify_directly_issued_by(upper)
-        except Exception as error:
-            raise ConfigurationError(
-                f"issuers.{name}: the chain does not lead to a self-signed root"
-            ) from error
-    return tuple(chain)

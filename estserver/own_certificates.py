@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
+from estserver.ca.chains import Chains
 from estserver.ca.keys import PrivateKey, encrypt_key, generate_key, load_key, write_private
 from estserver.config import Settings
 from estserver.csr import read_csr
@@ -68,7 +69,7 @@ def internal_profiles(settings: Settings) -> dict[str, ProfileSettings]:
             extended_key_usage=(usage,),
         )
 
-    tls_issuer = settings.profiles[settings.est.default_profile].issuer
+    tls_issuer = settings.tls_issuer or settings.profiles[settings.est.default_profile].issuer
     responders = {
         ocsp_profile(name): profile("OCSP responder", name, "ocspSigning", _OCSP_LIFE)
         for name in settings.issuers
@@ -78,11 +79,12 @@ def internal_profiles(settings: Settings) -> dict[str, ProfileSettings]:
 
 @dataclass(frozen=True, slots=True)
 class OwnCertificate:
-    """One of our own: `path` holds key (encrypted) and chain as PEM."""
+    """One of our own: `path` holds key (encrypted), certificate and chain as PEM."""
 
     path: Path
     key: PrivateKey
     certificate: x509.Certificate
+    chain: tuple[x509.Certificate, ...]
 
 
 class OwnCertificates:
@@ -93,7 +95,7 @@ class OwnCertificates:
         settings: Settings,
         clock: Clock,
         ra: RegistrationAuthority,
-        chains: Mapping[str, tuple[x509.Certificate, ...]],
+        chains: Chains,
         passphrase: Secret,
     ) -> None:
         self._settings = settings
@@ -121,12 +123,16 @@ class OwnCertificates:
 
     def _fresh(self, purpose: str, profile: str, grant: Grant) -> OwnCertificate:
         path = self._settings.path(Path("keys") / f"{purpose}.pem")
+        chain = self._chains.sent(self._ra.issuer_of(profile))
         own = self._usable(path, profile, grant)
-        if own is None:
+        if own is None or own.chain != chain:
             with _turn(path.parent):
                 own = self._usable(path, profile, grant)
                 if own is None:
                     own = self._make(path, purpose, profile, grant)
+                elif own.chain != chain:
+                    # Another issuer is taking over: the same certificate gets a way to its root.
+                    own = self._write(path, own.key, own.certificate, profile)
         return own
 
     def _usable(self, path: Path, profile: str, grant: Grant) -> OwnCertificate | None:
@@ -148,7 +154,7 @@ class OwnCertificates:
             raise ConfigurationError(f"{path}: holds no PEM certificate") from error
         if certificates[0].public_key() != key.public_key():
             raise ConfigurationError(f"{path}: key and certificate do not belong together")
-        return OwnCertificate(path, key, certificates[0])
+        return OwnCertificate(path, key, certificates[0], tuple(certificates[1:]))
 
     def _covers(self, certificate: x509.Certificate, profile: str, grant: Grant) -> bool:
         """Tell whether hosts and issuer are still those of the configuration."""
@@ -157,7 +163,7 @@ class OwnCertificates:
             names = frozenset(san.value)
         except x509.ExtensionNotFound:
             names = frozenset()
-        issuer = x509.load_der_x509_certificate(self._ra.chain(profile)[0])
+        issuer, *_ = self._chains[self._ra.issuer_of(profile)]
         return names == grant.names and certificate.issuer == issuer.subject
 
     def _stands(self, own: OwnCertificate) -> bool:
@@ -183,9 +189,15 @@ class OwnCertificates:
         answer = self._ra.enroll(EnrollmentRequest(entitlement, csr, Via.INTERNAL, _ORIGIN))
         if not isinstance(answer, Issued):
             raise Fault(f"our own certificate for {purpose} waits for approval")
-        ders = (answer.der, *self._ra.chain(profile)[:-1])
-        chain = [x509.load_der_x509_certificate(der).public_bytes(Encoding.PEM) for der in ders]
-        write_private(path, encrypt_key(key, self._passphrase) + b"".join(chain))
+        return self._write(path, key, x509.load_der_x509_certificate(answer.der), profile)
+
+    def _write(
+        self, path: Path, key: PrivateKey, certificate: x509.Certificate, profile: str
+    ) -> OwnCertificate:
+        """Write key, certificate and what goes with it: a way to each root in use."""
+        chain = [certificate, *self._chains.sent(self._ra.issuer_of(profile))]
+        pem = b"".join(one.public_bytes(Encoding.PEM) for one in chain)
+        write_private(path, encrypt_key(key, self._passphrase) + pem)
         return self._load(path)
 
 

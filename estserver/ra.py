@@ -302,10 +302,7 @@ class RegistrationAuthority:
             return record
 
         self._store.write(unit)
-        record = self._store.read(lambda tx: certificates.certificate(tx, identifier))
-        if record is None:
-            raise NotFound("there is no such certificate")
-        return record
+        return self.certificate(identifier)
 
     def revoke_superseded(self, origin: Origin) -> int:
         """Revoke what was renewed longer ago than its profile's overlap, where the profile says so.
@@ -385,7 +382,13 @@ class RegistrationAuthority:
 
         self._store.write(unit)
 
-    def chain(self, profile: str) -> tuple[bytes, ...]:
-        """Return the DER certificates above a profile's own: issuing CA first, root last."""
-        issuer = self._issuer(self._rules(profile).settings.issuer)
-        return tuple(certificate.public_bytes(Encoding.DER) for certificate in issuer.chain)
+    def certificate(self, identifier: str) -> CertificateRecord:
+        """Return the row of an enrollment's certificate. Raises NotFound: there is none."""
+        record = self._store.read(lambda tx: certificates.certificate(tx, identifier))
+        if record is None:
+            raise NotFound("there is no such certificate")
+        return record
+
+    def issuer_of(self, profile: str) -> str:
+        """Name the issuer that a profile has now. Raises Fault: there is no such profile."""
+        return self._rules(profile).settings.issuer

@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-import sqlalchemy as sa
 from cryptography import x509
 
 from estserver import config
 from estserver.authentication import Authenticator, CertificateCredential, PINCredential
-from estserver.ca.ceremony import Authority, make_hierarchy
+from estserver.ca.hierarchy import Authority, make_hierarchy
 from estserver.ca.issuer import Issuer, StatusURLs
 from estserver.csr import CSR, read_csr
 from estserver.invitations import Handover, Invitations, Registration
@@ -182,14 +181,6 @@ def csr_like(der: bytes, key: Key | None = None) -> CSR:
     except x509.ExtensionNotFound:
         names = ()
     return csr_of(key, subject=certificate.subject, names=names)
-
-
-def unguard_audit(connection: sa.Connection) -> None:
-    """Let audit rows be changed, as whoever owns the database can."""
-    is_postgresql = connection.dialect.name == "postgresql"
-    for name in ("no_update", "no_delete", *(("no_truncate",) if is_postgresql else ())):
-        where = " ON audit_events" if is_postgresql else ""
-        connection.exec_driver_sql(f"DROP TRIGGER audit_events_{name}{where}")
 
 
 def with_rules(name: str, **rules: Any) -> config.Settings:

@@ -16,6 +16,7 @@ from cryptography.x509 import ocsp
 from cryptography.x509.oid import NameOID
 
 from estserver.authentication import Authenticator
+from estserver.ca.chains import Chains
 from estserver.ca.issuer import Issuer, StatusURLs
 from estserver.ca.keys import PrivateKey, generate_key
 from estserver.config import Settings
@@ -182,7 +183,7 @@ class House:
             store=self.store,
             keyring=keyring,
             profiles=self.profiles,
-            chains={name: issuer.chain for name, issuer in self.issuers.items()},
+            chains=Chains({name: issuer.chain for name, issuer in self.issuers.items()}),
             invitations=invitations,
             authenticator=Authenticator(self.store, self.clock, invitations, self.profiles),
             ra=self.ra,

@@ -15,8 +15,8 @@ from estserver.ca.ceremony import (
     InstanceOptions,
     Ports,
     create_instance,
-    make_hierarchy,
 )
+from estserver.ca.hierarchy import make_hierarchy
 from estserver.core import open_core
 from estserver.doctor import pkix_linter
 from estserver.errors import BadInput, ConfigurationError

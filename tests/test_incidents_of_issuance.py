@@ -8,7 +8,7 @@ from cryptography import x509
 from cryptography.hazmat import asn1
 
 from estserver import pin
-from estserver.ca.ceremony import make_hierarchy
+from estserver.ca.hierarchy import make_hierarchy
 from estserver.ca.issuer import Issuer, StatusURLs
 from estserver.config import Settings
 from estserver.errors import BadCredentials, MistypedPIN, NotFound, TooManyAttempts

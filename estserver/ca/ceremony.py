@@ -7,39 +7,28 @@ An instance is made whole or not at all: what a failed ceremony has written is r
 """
 
 import contextlib
-import hashlib
 import ipaddress
 import json
-import secrets
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from textwrap import dedent
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import NameOID
 
-from estserver import config, pin
-from estserver.ca.issuer import signature_hash
-from estserver.ca.keys import PrivateKey, encrypt_key, generate_key, write_private
+from estserver import config
+from estserver.ca.hierarchy import KEY_TYPES, NAME_MAX, fingerprint, make_hierarchy
+from estserver.ca.keys import encrypt_key, write_private
+from estserver.ca.rollover import Ceremony
+from estserver.ca.root_folder import new_passphrase, require_empty, write_root
 from estserver.errors import BadInput
 from estserver.keyring import new_master
 from estserver.model import Clock, Event, KeyType, Origin, Secret
 from estserver.names import check_text, is_wildcard, parse_general_name
 from estserver.store import Store, migrate
-
-KEY_TYPES = (KeyType.EC_P256, KeyType.EC_P384, KeyType.RSA_3072, KeyType.RSA_4096)
-ROOT_LIFE = timedelta(days=20 * 365 + 5)
-ISSUING_LIFE = timedelta(days=10 * 365 + 2)
-_BACKDATE = timedelta(hours=1)
-"""Leaves begin five minutes in the past; their issuer must not begin after them."""
-_NAME_MAX = 64
-_CN_ROOM = 24
-"""What ` Issuing CA 2026-XXXXXX` takes up of the 64 characters of a CN (RFC 5280 Appendix A.1)."""
-_ANY_POLICY = x509.ObjectIdentifier("2.5.29.32.0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +55,8 @@ class InstanceOptions:
     key_type: KeyType = KeyType.EC_P256
     ports: Ports = field(default_factory=Ports)
     bind: str | None = None
+    root_folder: Path | None = None
+    """Where the root's key goes, to be carried away; None: among the instance's files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,20 +73,6 @@ class Instance:
         return fingerprint(self.root)
 
 
-@dataclass(frozen=True, slots=True)
-class Authority:
-    """A certification authority fresh from the ceremony."""
-
-    certificate: x509.Certificate
-    key: PrivateKey
-
-
-def fingerprint(certificate: x509.Certificate) -> str:
-    """Return a certificate's SHA-256 in upper-case hex with colons."""
-    digest = hashlib.sha256(certificate.public_bytes(Encoding.DER)).hexdigest()
-    return ":".join(digest[i : i + 2] for i in range(0, len(digest), 2)).upper()
-
-
 def create_instance(
     directory: Path,
     clock: Clock,
@@ -110,106 +87,69 @@ def create_instance(
     ConfigurationError or Unavailable (the database named in the environment cannot be used).
     """
     options = _checked(options or InstanceOptions())
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise BadInput(f"{directory} is not empty: choose a new folder")
     now = clock.now()
-    with _all_or_nothing(directory):
+    with _all_or_nothing(directory), contextlib.ExitStack() as stack:
         root, issuing = make_hierarchy(options.organization, options.key_type, now)
-        passphrase = Secret(secrets.token_urlsafe(32))
-        write_private(directory / "secrets/passphrase", f"{passphrase.reveal()}\n".encode())
-        write_private(directory / "secrets/master.key", f"{new_master()}\n".encode())
+        configuration, passphrase = _write_foundations(directory, options, now, "ca/root.crt")
+        if options.root_folder is None:
+            write_private(directory / "ca/root.key", encrypt_key(root.key, passphrase))
+        else:
+            stack.enter_context(_all_or_nothing(options.root_folder))
+            write_root(options.root_folder, root)
+        write_private(directory / "ca/issuing.key", encrypt_key(issuing.key, passphrase))
         for name, authority in (("root", root), ("issuing", issuing)):
-            write_private(directory / f"ca/{name}.key", encrypt_key(authority.key, passphrase))
             pem = authority.certificate.public_bytes(Encoding.PEM)
             (directory / f"ca/{name}.crt").write_bytes(pem)
-        # curl --cacert must reach the root whoever runs it; the keys beside it are 0600.
-        (directory / "ca").chmod(0o755)
-        configuration = directory / "estserver.toml"
-        configuration.write_text(_configuration(options, now), encoding="utf-8")
         instance = Instance(configuration, root.certificate, issuing.certificate)
-        _create_database(config.load(configuration), clock, instance, by)
+        created = {"root_sha256": instance.fingerprint}
+        _create_database(config.load(configuration), clock, by, created)
     return instance
 
 
-def make_hierarchy(
-    organization: str, key_type: KeyType, now: datetime
-) -> tuple[Authority, Authority]:
-    """Make a root and an issuing CA below it.
+def create_subordinate(
+    directory: Path,
+    clock: Clock,
+    options: InstanceOptions | None = None,
+    *,
+    by: str = "operator",
+) -> Path:
+    """Make an instance without a root, whose issuing CA an existing CA is to certify.
 
-    Both names carry a part that no other instance has: a browser that trusts an older CA of the
-    same name would mix the two up (INC-25). O is what Firefox groups certificates by (SEED-17).
+    Returns the path of the CSR; the instance serves once the certificate is installed.
+    Raises as `create_instance`.
     """
-    unique = f"{now.year}-{''.join(secrets.choice(pin.ALPHABET) for _ in range(6))}"
-    short = organization if len(organization) <= _NAME_MAX - _CN_ROOM else ""
-    root_key, issuing_key = generate_key(key_type), generate_key(key_type)
-    root_name = _name(organization, f"{short} Root CA {unique}")
-    # RFC 5280 §6.1 does not look at a trust anchor's path length, so the root states none.
-    root = (
-        _ca_builder(root_name, root_key, now, ROOT_LIFE, path_length=None)
-        .issuer_name(root_name)
-        .sign(root_key, signature_hash(root_key))
-    )
-    root_key_id = root.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-    issuing_name = _name(organization, f"{short} Issuing CA {unique}")
-    # No CDP and no AIA: the root's key goes off-line and signs no CRL, and a pointer to a list that
-    # is not there makes strict relying parties reject the whole chain. An issuing CA that is lost
-    # is ended by removing the root. anyPolicy lets profiles assert policies (RFC 5280 §4.2.1.4).
-    issuing = (
-        _ca_builder(issuing_name, issuing_key, now, ISSUING_LIFE, path_length=0)
-        .issuer_name(root_name)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(root_key_id),
-            critical=False,
-        )
-        .add_extension(
-            x509.CertificatePolicies([x509.PolicyInformation(_ANY_POLICY, None)]), critical=False
-        )
-        .sign(root_key, signature_hash(root_key))
-    )
-    return Authority(root, root_key), Authority(issuing, issuing_key)
+    options = _checked(options or InstanceOptions())
+    now = clock.now()
+    with _all_or_nothing(directory):
+        configuration, _ = _write_foundations(directory, options, now, "ca/issuing-chain.crt")
+        settings = config.load(configuration)
+        csr = Ceremony(configuration, settings, now).request("issuing", options.key_type)
+        _create_database(settings, clock, by, {"csr": csr.name})
+    return csr
 
 
-def _name(organization: str, common_name: str) -> x509.Name:
-    return x509.Name(
-        [
-            x509.NameAttribute(NameOID.ORGANIZATION_NAME, organization),
-            x509.NameAttribute(NameOID.COMMON_NAME, common_name.strip()),
-        ]
-    )
-
-
-def _ca_builder(
-    subject: x509.Name, key: PrivateKey, now: datetime, life: timedelta, *, path_length: int | None
-) -> x509.CertificateBuilder:
-    """Begin a CA certificate: what root and issuing CA share (RFC 5280 §4.2.1.2, .3, .9)."""
-    usage = x509.KeyUsage(
-        digital_signature=False,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        key_cert_sign=True,
-        crl_sign=True,
-        encipher_only=False,
-        decipher_only=False,
-    )
-    begin = now - _BACKDATE
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(begin)
-        .not_valid_after(begin + life - timedelta(seconds=1))
-        .add_extension(x509.BasicConstraints(ca=True, path_length=path_length), critical=True)
-        .add_extension(usage, critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-    )
+def _write_foundations(
+    directory: Path, options: InstanceOptions, now: datetime, chain: str
+) -> tuple[Path, Secret]:
+    """Write secrets and configuration; return its path and the passphrase of the CA keys."""
+    passphrase = new_passphrase()
+    write_private(directory / "secrets/passphrase", f"{passphrase.reveal()}\n".encode())
+    write_private(directory / "secrets/master.key", f"{new_master()}\n".encode())
+    # curl --cacert must reach the root whoever runs it; the keys beside it are 0600.
+    (directory / "ca").mkdir()
+    (directory / "ca").chmod(0o755)
+    configuration = directory / "estserver.toml"
+    configuration.write_text(_configuration(options, now, chain), encoding="utf-8")
+    return configuration, passphrase
 
 
 @contextlib.contextmanager
 def _all_or_nothing(directory: Path) -> Iterator[None]:
-    """Remove what was written when the body fails; the folder itself stays if it was there."""
+    """Remove what was written when the body fails; the folder itself stays if it was there.
+
+    Raises BadInput: something lies in it already, or it cannot be written.
+    """
+    require_empty(directory)
     existed = directory.exists()
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -234,11 +174,13 @@ def _clear(directory: Path, *, keep: bool) -> None:
             child.unlink(missing_ok=True)
 
 
-def _create_database(settings: config.Settings, clock: Clock, instance: Instance, by: str) -> None:
+def _create_database(
+    settings: config.Settings, clock: Clock, by: str, created: dict[str, str]
+) -> None:
     store = Store(settings.database_url, clock)
     try:
         migrate(store)
-        event = Event("instance.created", by, "instance", {"root_sha256": instance.fingerprint})
+        event = Event("instance.created", by, "instance", created)
         store.write(lambda tx: tx.audit(event, Origin("", "cli")))
     finally:
         store.close()
@@ -255,7 +197,7 @@ def _checked(options: InstanceOptions) -> InstanceOptions:
     if not options.hosts:
         raise BadInput("an instance needs at least one host")
     devices = options.devices_host
-    organization = check_text(options.organization, "organization", _NAME_MAX)
+    organization = check_text(options.organization, "organization", NAME_MAX)
     ports = options.ports
     numbers = [ports.web, ports.devices, ports.status, ports.management]
     if len(set(numbers)) < len(numbers):
@@ -266,10 +208,11 @@ def _checked(options: InstanceOptions) -> InstanceOptions:
         organization=organization,
         organization_ja=organization
         if options.organization_ja is None
-        else check_text(options.organization_ja, "organization", _NAME_MAX),
+        else check_text(options.organization_ja, "organization", NAME_MAX),
         key_type=options.key_type,
         ports=ports,
         bind=options.bind,
+        root_folder=options.root_folder,
     )
 
 
@@ -291,7 +234,7 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _configuration(options: InstanceOptions, now: datetime) -> str:
+def _configuration(options: InstanceOptions, now: datetime, chain: str) -> str:
     """Write the instance's estserver.toml: what differs from the defaults, and what to edit."""
     host = options.hosts[0]
     devices = options.devices_host or host
@@ -348,10 +291,10 @@ def _configuration(options: InstanceOptions, now: datetime) -> str:
         port = {ports.management}
         url = {_url("http", "localhost", ports.management)}
 
-        # The root's key, ca/root.key, is needed for no daily work: keep it off this machine.
+        # The root's key is needed for no daily work: keep it off this machine.
         [issuers.issuing]
         certificate = "ca/issuing.crt"
-        chain = ["ca/root.crt"]
+        chain = ["{chain}"]
         key = "ca/issuing.key"
 
         # What is issued and revoked, for `estserver recover`, and the audit trail's anchor. Put both

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import ParamSpec, Protocol, TypeVar
 
 from aiohttp import web
-from cryptography import x509
 
 from estserver.authentication import Authenticator
+from estserver.ca.chains import Chains
 from estserver.config import Settings
 from estserver.duties import Duties
 from estserver.errors import Refused, Unavailable
@@ -39,8 +39,7 @@ class Services:
     """For what a protocol remembers of its own; certificates are the core's business."""
     keyring: Keyring
     profiles: Mapping[str, Profile]
-    chains: Mapping[str, tuple[x509.Certificate, ...]]
-    """By issuer name: issuing CA first, root last."""
+    chains: Chains
     invitations: Invitations
     authenticator: Authenticator
     ra: RegistrationAuthority

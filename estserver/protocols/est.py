@@ -129,12 +129,14 @@ class ESTProtocol:
     # -- for everybody ---------------------------------------------------------------------------
 
     async def _cacerts(self, request: web.Request, label: str | None) -> web.StreamResponse:
-        """Distribute the CA certificates of a label: issuing CA up to the root (§4.1)."""
+        """Distribute the CA certificates of a label: issuing CA up to the root (§4.1).
+
+        While another issuer takes over, those of both and the links between their roots (§4.1.3).
+        """
         profile, _ = await self._addressed(request, label)
-        # A dict keeps the order and drops what stands twice.
-        chain = list(dict.fromkeys(self._services.chains[profile.settings.issuer]))
+        bag = self._services.chains.bag(profile.settings.issuer)
         # Bare: older Bouncy Castle refuses a parameter here.
-        return est_answers.base64(request, certs_only(chain), "application/pkcs7-mime")
+        return est_answers.base64(request, certs_only(bag), "application/pkcs7-mime")
 
     async def _csrattrs(self, request: web.Request, label: str | None) -> web.StreamResponse:
         """Say what a CSR should hold; to a known applicant, for their very registration (§4.5)."""

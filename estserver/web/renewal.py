@@ -223,7 +223,7 @@ class RenewalProtocol:
         taken = next((t for t in held.renewed if t.enrollment.id == wanted), None)
         if taken is None:
             raise NotFound("there is no such certificate")
-        chain = self._services.ra.chain(taken.record.profile)
+        chain = self._services.chains.in_file(taken.record.issuer)
         return self._site.certificate_file((taken.der, *chain), request.match_info["ending"])
 
     # -- POST --------------------------------------------------------------------------------------

@@ -197,7 +197,7 @@ def take_page(
 ) -> dict[str, Any]:
     """Return what take.js needs to build the file, or to find the page for the key it has."""
     shown = facts(taken.der)
-    chain = site.services.ra.chain(taken.record.profile)
+    chain = site.services.chains.in_file(taken.record.issuer)
     return {
         "kind": "take",
         "prefix": prefix,

@@ -1,19 +1,26 @@
 """What everybody may see: landing page, help, and the CA certificates with their fingerprints."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from aiohttp import web
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import NameOID
 
 from estserver import http
+from estserver.ca.chains import Chains
+from estserver.ca.hierarchy import common_name
 from estserver.errors import NotFound
 from estserver.web.pages import Site
 from estserver.web.platforms import KINDS, detect
 from estserver.web.standing import CertificateFacts, facts
+
+
+Kind = Literal["root", "new", "old", "intermediate"]
+"""While a root takes over from another, one is new and the other old."""
+_ORDER = ("new", "root", "old", "intermediate")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,17 +29,13 @@ class Authority:
 
     certificate: x509.Certificate
     facts: CertificateFacts
-    root: bool
+    kind: Kind
     path: str
 
     @property
     def name(self) -> str:
         """CN, or O where there is none: what certificate managers show."""
-        subject = self.certificate.subject
-        for oid in (NameOID.COMMON_NAME, NameOID.ORGANIZATION_NAME):
-            if found := subject.get_attributes_for_oid(oid):
-                return str(found[-1].value)
-        return subject.rfc4514_string()
+        return common_name(self.certificate)
 
 
 class TrustPages:
@@ -40,11 +43,9 @@ class TrustPages:
 
     def __init__(self, site: Site) -> None:
         self._site = site
-        self._authorities: Mapping[str, Authority] = {}
-        for chain in site.services.chains.values():
-            for certificate in chain:
-                authority = _authority(certificate)
-                self._authorities = {**self._authorities, authority.path: authority}
+        authorities = [*_authorities(site.services.chains)]
+        self._authorities = {authority.path: authority for authority in authorities}
+        self._changes = _changes(site.services.chains)
 
     def routes(self, application: web.Application) -> None:
         """Add the pages."""
@@ -55,8 +56,8 @@ class TrustPages:
 
     @property
     def root_path(self) -> str:
-        """Where the first root certificate is downloaded, without its ending."""
-        return next(a.path for a in self._authorities.values() if a.root)
+        """Where the first root certificate to stay is downloaded, without its ending."""
+        return next(a.path for a in self._authorities.values() if a.kind in {"root", "new"})
 
     async def _landing(self, request: web.Request) -> web.Response:
         http.note(request, operation="landing")
@@ -70,8 +71,10 @@ class TrustPages:
     async def _trust(self, request: web.Request) -> web.Response:
         http.note(request, operation="trust")
         now = self._site.services.clock.now()
-        ordered = sorted(self._authorities.values(), key=lambda a: (not a.root, a.name))
-        return self._site.page(request, "trust.html", authorities=ordered, now=now)
+        ordered = sorted(self._authorities.values(), key=lambda a: (_ORDER.index(a.kind), a.name))
+        return self._site.page(
+            request, "trust.html", authorities=ordered, changes=self._changes, now=now
+        )
 
     async def _download(self, request: web.Request) -> web.Response:
         http.note(request, operation="trust")
@@ -91,10 +94,27 @@ class TrustPages:
         return self._site.file(authority.facts.der, "application/pkix-cert", name)
 
 
-def _authority(certificate: x509.Certificate) -> Authority:
-    return Authority(
-        certificate=certificate,
-        facts=facts(certificate.public_bytes(Encoding.DER)),
-        root=certificate.issuer == certificate.subject,
-        path=f"/trust/{certificate.fingerprint(hashes.SHA256()).hex()[:16]}",
+def _authorities(chains: Chains) -> Iterator[Authority]:
+    """Yield the CA certificates of all issuers in use; cross-certificates are not for people."""
+    for name in chains.active():
+        roots = chains.roots(name)
+        for certificate in chains[name]:
+            kind: Kind = "intermediate"
+            if certificate in roots:
+                kind = "root" if len(roots) == 1 else "new" if certificate == roots[-1] else "old"
+            yield Authority(
+                certificate=certificate,
+                facts=facts(certificate.public_bytes(Encoding.DER)),
+                kind=kind,
+                path=f"/trust/{certificate.fingerprint(hashes.SHA256()).hex()[:16]}",
+            )
+
+
+def _changes(chains: Chains) -> tuple[tuple[str, str], ...]:
+    """Return the changes of root under way: names of the old roots, name of the new one."""
+    families = dict.fromkeys(chains.roots(name) for name in chains.active())
+    return tuple(
+        (", ".join(common_name(root) for root in old), common_name(new))
+        for *old, new in families
+        if old
     )

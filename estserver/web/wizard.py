@@ -168,7 +168,7 @@ class WebProtocol:
         if not stand.certificates:
             raise NotFound("there is no certificate to take")
         taken = _chosen(request, stand)
-        chain = self._services.ra.chain(taken.record.profile)
+        chain = self._services.chains.in_file(taken.record.issuer)
         ending = request.match_info["ending"]
         return self._kept(session, self._site.certificate_file((taken.der, *chain), ending))
 
@@ -245,11 +245,11 @@ class WebProtocol:
         answer = self._enroll(session, csr, replace=replace, origin=origin)
         if isinstance(answer, Pending):
             raise Conflict("a key made here cannot wait for approval")
-        profile = self._services.ra.enrollment(answer.enrollment).profile
+        issuer = self._services.ra.certificate(answer.enrollment).issuer
         shown = facts(answer.der)
         file = server_file.make_file(
             key,
-            (answer.der, *self._services.ra.chain(profile)),
+            (answer.der, *self._services.chains.in_file(issuer)),
             name=shown.label,
             password=password,
             compatible=compatible,

@@ -41,6 +41,8 @@ from estserver.protocols.acme.validation import Validator
 
 _JOSE = "application/jose+json"
 _FAULT_RETRY_SECONDS = 60
+_ALTERNATES = frozenset("123456789")
+"""Numbers of further chains: one for each further root (RFC 8555 §7.4.2)."""
 _CORS = {
     "Access-Control-Allow-Origin": "*",
     "Access-Control-Expose-Headers": "Link, Location, Replay-Nonce, Retry-After",
@@ -98,7 +100,7 @@ class ACMEProtocol:
             limits=limits,
             failures=failures,
         )
-        self._issued = IssuedCertificates(services, self._orders, self._authorizations)
+        self._issued = IssuedCertificates(services, urls, self._orders, self._authorizations)
         self._predecessors = Predecessors(services)
         validator = Validator(services.settings, services.clock)
         self._attempts = Attempts(services, urls, validator, failures)
@@ -155,6 +157,10 @@ class ACMEProtocol:
                     None,
                     lambda: self._terms.show(token),
                     submit=lambda origin: self._terms.agree(token, origin),
+                )
+            case ["certificate", order, number] if number in _ALTERNATES:
+                return _Operation(
+                    "certificate", lambda signed: self._issued.show(signed, order, int(number))
                 )
             case [kind, identifier, *rest] if identifier:
                 handle = self._handler(kind, identifier, rest, request)

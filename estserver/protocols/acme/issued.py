@@ -17,6 +17,7 @@ from estserver.protocols.acme.orders import Orders
 from estserver.protocols.acme.problems import Identifier, Problem, unauthorized
 from estserver.protocols.acme.renewals import Predecessors
 from estserver.protocols.acme.states import OrderStatus
+from estserver.protocols.acme.urls import URLs
 from estserver.protocols.encoding import certs_only
 from estserver.store import certificates
 
@@ -36,31 +37,45 @@ _REASONS = {
 class IssuedCertificates:
     """Handlers of certificate and revokeCert. They block; run them on the thread pool."""
 
-    def __init__(self, services: Services, orders: Orders, authorizations: Authorizations) -> None:
+    def __init__(
+        self, services: Services, urls: URLs, orders: Orders, authorizations: Authorizations
+    ) -> None:
         self._services = services
+        self._urls = urls
         self._orders = orders
         self._authorizations = authorizations
         self._predecessors = Predecessors(services)
 
-    def show(self, request: Signed, order: str) -> Answer:
-        """Return the certificate of an order with the chain above it, leaf first (§7.4.2)."""
+    def show(self, request: Signed, order: str, number: int = 0) -> Answer:
+        """Return the certificate of an order with the chain above it, leaf first (§7.4.2).
+
+        There is one chain to each root in use, the oldest one first, which most clients trust;
+        `number` counts them. Each answer links the others as alternates.
+        """
         request.require_fetch()
         view = self._orders.view(request, order)
         found = None
         if view.status is OrderStatus.VALID and view.enrollment is not None:
             found = self._services.ra.certificate_of(view.enrollment)
-        if found is None:
+        if found is None or found[0].issuer not in self._services.chains:
             raise NotFound("this order has no certificate")
         record, der = found
-        chain = [c for c in self._services.chains[record.issuer] if c.issuer != c.subject]
+        ways = self._services.chains.ways(record.issuer)
+        if number >= len(ways):
+            raise NotFound("this certificate has no such chain")
+        chain = ways[number].certificates
         leaf = x509.load_der_x509_certificate(der)
         media_type = preferred(request.accept)
-        links: tuple[tuple[str, str], ...] = ()
+        urls = [
+            self._urls.certificate(order),
+            *(self._urls.alternate(order, other) for other in range(1, len(ways))),
+        ]
+        links = [("alternate", url) for other, url in enumerate(urls) if other != number]
         match media_type:
             case "application/pkix-cert":
                 content = der
                 status = self._services.settings.listeners.status.url
-                links = (("up", f"{status}/ca/{record.issuer}.cer"),)
+                links = [("up", f"{status}/ca/{record.issuer}.cer")]
             case "application/pkcs7-mime":
                 content = certs_only([leaf, *chain])
             case _:
@@ -68,7 +83,7 @@ class IssuedCertificates:
         return Answer(
             content=content,
             content_type=media_type,
-            links=links,
+            links=tuple(links),
             carries_certificate=True,
             enrollment=record.enrollment,
         )

@@ -33,6 +33,10 @@ class URLs:
         """Return the URL of the certificate that came from an order."""
         return f"{self.base}/certificate/{order}"
 
+    def alternate(self, order: str, number: int) -> str:
+        """Return the URL of the same certificate with another chain, counted from 1."""
+        return f"{self.base}/certificate/{order}/{number}"
+
     def authorization(self, identifier: str) -> str:
         """Return an authorization's URL."""
         return f"{self.base}/authz/{identifier}"
