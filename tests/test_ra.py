@@ -48,7 +48,7 @@ from estserver.model import (
     Via,
 )
 from estserver.ra import ABANDON_AFTER, REPEAT_WINDOW, RegistrationAuthority
-from estserver.store import Transaction, audit, certificates, outbox, registrations, revocations
+from estserver.store import Transaction, audit_checks, certificates, outbox, registrations, revocations
 from estserver.store.tables import audit_events, certificate_bytes, enrollments
 from estserver.store.tables import certificates as certificate_rows
 from tests.live import Key, new_key
@@ -83,7 +83,7 @@ def both(make_database: Callable[[], str], make_parts: MakeParts) -> Iterator[Pa
 
 def judge(parts: Parts) -> None:
     def look(tx: Transaction) -> list[str]:
-        return list(audit.broken_links(tx.connection))
+        return list(audit_checks.broken_links(tx.connection))
 
     assert parts.store.read(look) == []
     row_of = certificate_rows.c.enrollment
