@@ -18,8 +18,10 @@ from urllib.parse import urlsplit
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from estserver.ca.hierarchy import common_name
 from estserver.ca.keys import generate_key, readable_by_others
 from estserver.config import Settings
+from estserver.core import Core, open_core
 from estserver.errors import Error
 from estserver.model import (
     Clock,
@@ -32,7 +34,6 @@ from estserver.model import (
 )
 from estserver.names import parse_general_name
 from estserver.profiles import Profile
-from estserver.core import Core, open_core
 from estserver.settings import Listener
 from estserver.store import Store, health, require_current
 
@@ -95,6 +96,27 @@ def _secret_files(settings: Settings, _clock: Clock) -> Iterator[Finding]:
         yield Finding("secrets", Verdict.BAD, "; ".join(open_to_others))
     else:
         yield Finding("secrets", Verdict.OK, f"{len(paths)} files, readable by their owner only")
+    yield from _root_keys(settings)
+
+
+def _root_keys(settings: Settings) -> Iterator[Finding]:
+    """Look for keys of roots that nobody carried away."""
+    in_use = {settings.path(issuer.key) for issuer in settings.issuers.values()}
+    for path in sorted({*settings.directory.glob("*/*.key")} - in_use):
+        certificate = path.with_suffix(".crt")
+        if certificate.exists() and _is_root(certificate):
+            yield Finding(
+                "root key", Verdict.WARNING, f"{path}: no daily work needs it, carry it away"
+            )
+
+
+def _is_root(path: Path) -> bool:
+    """Tell whether a file begins with a self-signed certificate."""
+    try:
+        certificate = x509.load_pem_x509_certificates(path.read_bytes())[0]
+    except ValueError:
+        return False
+    return certificate.issuer == certificate.subject
 
 
 def _listener_names(settings: Settings, clock: Clock) -> Iterator[Finding]:
@@ -197,10 +219,8 @@ def _core(settings: Settings, clock: Clock) -> Iterator[Finding]:
     core = open_core(settings, clock, with_keys=True)
     try:
         now = clock.now()
-        for name, issuer in core.issuers.items():
-            # Opening has proven that key and certificate belong together and the chain verifies.
-            soonest = min(issuer.chain, key=lambda one: one.not_valid_after_utc)
-            yield _expiry(f"issuer {name}", "key fits, chain verifies", soonest, now)
+        for name in core.issuers:
+            yield _authority(core, name, now)
         for age in core.status.ages():
             check = f"CRL {age.issuer}"
             if age.age is None:
@@ -214,6 +234,31 @@ def _core(settings: Settings, clock: Clock) -> Iterator[Finding]:
         yield from _guarded("mail", _mail(core))
     finally:
         core.close()
+
+
+def _authority(core: Core, name: str, now: datetime) -> Finding:
+    """Judge an issuer that opened: its key fits and its chain verifies.
+
+    A change of CA takes as long as the longest certificate lives, so the warning comes that early:
+    what is issued later than that is cut short.
+    """
+    check = f"issuer {name}"
+    certificates = {*core.chains[name], *core.chains.sent(name)}
+    soonest = min(certificates, key=lambda one: one.not_valid_after_utc)
+    if core.settings.issuers[name].retired:
+        end = soonest.not_valid_after_utc
+        return Finding(check, Verdict.OK, f"retired; remove it after {end:%Y-%m-%d}")
+    rules = [rule for rule in core.settings.profiles.values() if rule.issuer == name]
+    longest = max((rule.validity for rule in rules), default=timedelta(0))
+    left = soonest.not_valid_after_utc - now
+    if timedelta(0) <= left < longest + _EXPIRY_WARNING:
+        return Finding(
+            check,
+            Verdict.WARNING,
+            f"{common_name(soonest)} has {left.days} days left and certificates are issued for "
+            f"{longest.days}: begin its successor (`estserver ca new-issuer` or `ca new-root`)",
+        )
+    return _expiry(check, "key fits, chain verifies", soonest, now)
 
 
 def _mail(core: Core) -> Iterator[Finding]:

@@ -525,6 +525,12 @@ def _verdicts(shell: Shell, status: int = 0) -> dict[str, tuple[str, str]]:
 
 def test_doctor_finds_a_served_instance_healthy(live: Live) -> None:
     shell = Shell(live.directory)
+    root_key = live.directory / "ca/root.key"
+    assert _verdicts(shell)["root key"] == (
+        "warning",
+        f"{root_key}: no daily work needs it, carry it away",
+    )
+    root_key.unlink()
     verdicts = _verdicts(shell)
     assert {verdict for verdict, _ in verdicts.values()} == {"ok"}
     expected = {"configuration", "secrets", "database", "clock", "mail", "disk", "CRL issuing"}
