@@ -1,11 +1,8 @@
 """Mail: what the letters say, and how they leave through servers that misbehave."""
 
 import asyncio
-import email
-import email.policy
-from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from email.message import EmailMessage
 from pathlib import Path
@@ -26,55 +23,12 @@ from estserver.settings import Branding, Mail
 from estserver.store import Transaction, outbox
 from estserver.store.outbox import Letter
 from tests.live import Live, MovableClock, Workshop, free_ports
+from tests.mailing import Sink, sink, smtp
+
+__all__ = ["sink"]
 
 ORIGIN = Origin("test", "cli")
 TEMPLATES = Path(config.__file__).parent / "mail/templates"
-
-
-@dataclass(slots=True)
-class Sink:
-    """A mail server that takes everything, or answers as told."""
-
-    rcpt: deque[str] = field(default_factory=deque)
-    data: deque[str] = field(default_factory=deque)
-    letters: list[tuple[list[str], bytes]] = field(default_factory=list)
-    hangs: bool = False
-    port: int = 0
-
-    async def handle_RCPT(  # noqa: N802 - aiosmtpd's interface
-        self, _server: SMTP, _session: Session, envelope: Envelope, address: str, _options: object
-    ) -> str:
-        answer = self.rcpt.popleft() if self.rcpt else "250 ok"
-        if answer.startswith("250"):
-            envelope.rcpt_tos.append(address)
-        return answer
-
-    async def handle_DATA(  # noqa: N802 - aiosmtpd's interface
-        self, _server: SMTP, _session: Session, envelope: Envelope
-    ) -> str:
-        if self.hangs:
-            await asyncio.Event().wait()
-        answer = self.data.popleft() if self.data else "250 ok"
-        if answer.startswith("250"):
-            assert isinstance(envelope.content, bytes)
-            self.letters.append((list(envelope.rcpt_tos), envelope.content))
-        return answer
-
-    def messages(self) -> list[EmailMessage]:
-        """Return what was taken, parsed."""
-        return [
-            email.message_from_bytes(content, policy=email.policy.default)
-            for _, content in self.letters
-        ]
-
-
-@pytest.fixture
-def sink() -> Iterator[Sink]:
-    handler = Sink(port=free_ports().web)
-    controller = Controller(handler, hostname="127.0.0.1", port=handler.port)
-    controller.start()
-    yield handler
-    controller.stop()
 
 
 @dataclass(slots=True)
@@ -133,13 +87,9 @@ def make_office(template: Path, tmp_path: Path) -> Iterator[MakeOffice]:
         core.close()
 
 
-def _smtp(port: int, extra: str = 'security = "none"') -> str:
-    return f'\n[mail]\nhost = "127.0.0.1"\nport = {port}\nsender = "pki@example.org"\n{extra}\n'
-
-
 @pytest.fixture
 def office(make_office: MakeOffice, sink: Sink) -> Office:
-    return make_office(_smtp(sink.port))
+    return make_office(smtp(sink.port))
 
 
 # -- what letters say ------------------------------------------------------------------------------
@@ -266,7 +216,7 @@ async def test_what_an_applicant_is_called_stands_in_no_header(office: Office, s
 async def test_the_administrator_is_told_of_a_pin_that_guessing_killed(
     make_office: MakeOffice, sink: Sink
 ) -> None:
-    office = make_office(_smtp(sink.port) + 'administrator = "ra@example.org"\n')
+    office = make_office(smtp(sink.port) + 'administrator = "ra@example.org"\n')
     invitation = office.invite()
     assert await office.deliver() == 1
     wrong = Secret("000-000-000")
@@ -378,7 +328,7 @@ async def test_a_final_refusal_is_final(office: Office, sink: Sink, step: str) -
 
 
 async def test_a_dead_port_delays_one_letter_a_round(make_office: MakeOffice) -> None:
-    office = make_office(_smtp(free_ports().web))
+    office = make_office(smtp(free_ports().web))
     invited = [office.invite(), office.invite(email="hanako@example.ac.jp")]
     for rounds in (1, 2):
         assert await office.deliver() == 0
@@ -462,7 +412,7 @@ async def test_an_invitation_cancelled_meanwhile_is_not_mailed(office: Office, s
 async def test_starttls_is_demanded_and_clear_text_never_the_fallback(
     make_office: MakeOffice, sink: Sink
 ) -> None:
-    office = make_office(_smtp(sink.port, 'security = "starttls"'))
+    office = make_office(smtp(sink.port, 'security = "starttls"'))
     invitation = office.invite()
     assert await office.deliver() == 0
     assert not sink.letters
@@ -498,7 +448,7 @@ async def test_the_password_comes_from_its_file(
         file = tmp_path / "smtp-password"
         file.write_text(f"{password}\n")
         office = make_office(
-            _smtp(
+            smtp(
                 handler.port,
                 f'security = "none"\nusername = "pki"\npassword_file = "{file}"',
             )

@@ -122,10 +122,11 @@ class LetterWriter:
         message["Date"] = letter.created_at
         message["Message-ID"] = f"<{letter.id}@{self._domain}>"
         message["Auto-Submitted"] = "auto-generated"
-        message["Content-Language"] = ", ".join(languages)
         message.set_content(_BETWEEN_LANGUAGES.join(text for _, text in parts) + "\n")
         if letter.template in _FOR_CALENDARS:
             self._attach_expiry(message, letter, invitation)
+        # Last, because attaching moves what describes content into the first part.
+        message["Content-Language"] = ", ".join(languages)
         return message
 
     def _render(
