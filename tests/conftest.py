@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from tests.command_line import own_logging
 from tests.live import Live, MovableClock, Workshop, make_template
 from tests.parts import Hierarchy, Parts, make_ca, open_parts
 from tests.postgres import make_database, postgresql
 
-__all__ = ["make_database", "postgresql"]
+__all__ = ["make_database", "own_logging", "postgresql"]
 
 # A busy machine is slow, not wrong.
 settings.register_profile("no-deadline", deadline=None)

@@ -2,7 +2,6 @@
 
 import base64
 import json
-import logging
 import os
 import re
 import shutil
@@ -10,8 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
@@ -19,8 +17,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-import structlog
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -34,49 +31,12 @@ from estserver.core import open_core
 from estserver.csr import read_csr
 from estserver.model import Origin, RevocationReason, Via
 from estserver.ra import EnrollmentRequest, RegistrationAuthority
+from tests.command_line import Shell
 from tests.live import Holder, Live, MovableClock, Workshop, free_ports, make_csr, new_key
 from tests.parts import unguard_audit
 
 ORIGIN = Origin("test", "cli")
-
-
-@pytest.fixture(autouse=True)
-def _own_logging() -> Iterator[None]:
-    """Commands configure logging for a process of their own; give the tests theirs back."""
-    root = logging.getLogger()
-    handlers, level, before = root.handlers[:], root.level, structlog.get_config()
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    structlog.configure(**before)
-
-
-@dataclass(slots=True)
-class Shell:
-    """Runs commands on one instance."""
-
-    directory: Path
-
-    def run(self, *arguments: str, status: int = 0) -> Result:
-        """Run a command; it must end with `status`, and never in a traceback."""
-        configuration = str(self.directory / "estserver.toml")
-        result = CliRunner().invoke(main, ["--config", configuration, *arguments])
-        assert result.exit_code == status, result.output
-        assert "Traceback" not in result.output
-        return result
-
-    def json(self, *arguments: str) -> Any:
-        """Run a command with --json; stdout must be JSON and nothing else."""
-        return json.loads(self.run(*arguments, "--json").stdout)
-
-    def refused(self, *arguments: str) -> str:
-        """Run a command that must be refused; return its one sentence."""
-        result = self.run(*arguments, status=1)
-        assert not result.stdout
-        sentence = result.stderr
-        assert sentence.startswith("Error: ")
-        assert sentence.count("\n") == 1
-        return sentence
+pytestmark = pytest.mark.usefixtures("own_logging")
 
 
 @pytest.fixture
