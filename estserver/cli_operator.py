@@ -6,14 +6,15 @@ Exit status 0: done. 1: refused or failed, one sentence on stderr. 2: usage.
 import contextlib
 import getpass
 import os
+import pkgutil
 import re
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, time, timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import click
 import structlog
@@ -59,7 +60,27 @@ def _login() -> str:
 
 
 class Commands(click.Group):
-    """The outermost group: turns every error into one sentence and an exit status."""
+    """The outermost group: turns every error into one sentence and an exit status.
+
+    `places` names each command and where it is, as module:name; it is imported when called.
+    """
+
+    def __init__(self, *, places: Mapping[str, str], **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self._places = places
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """List the names, as they stand in `--help`."""
+        del ctx
+        return sorted(self._places)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command; None: there is no such."""
+        del ctx
+        if cmd_name not in self._places:
+            return None
+        command: click.Command = pkgutil.resolve_name(self._places[cmd_name])
+        return command
 
     def invoke(self, ctx: click.Context) -> object:
         """Run the command behind the last wall."""

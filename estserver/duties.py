@@ -6,7 +6,6 @@ holder dies, another takes over once the lease has run out. A new duty is one `D
 
 import asyncio
 import contextlib
-import os
 import socket
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
@@ -46,9 +45,9 @@ def node_name(directory: Path) -> str:
     return f"{NODE}{socket.gethostname()}:{directory}"
 
 
-def process_name(worker: int = 0) -> str:
-    """Name this process, or that worker of it, as leases do: unlike any other that is alive."""
-    return f"{socket.gethostname()}:{os.getpid()}:{worker}"
+def process_name(process: int, worker: int = 0) -> str:
+    """Name a process, or a worker of a supervisor, as leases do: unlike any other alive."""
+    return f"{socket.gethostname()}:{process}:{worker}"
 
 
 class Duties:

@@ -253,11 +253,11 @@ async def listen(
     return runner, servers
 
 
-def bind(listeners: Listeners, directory: Path, *, shared: bool = False) -> Sockets:
+def bind(listeners: Listeners, directory: Path, *, beside: Sockets | None = None) -> Sockets:
     """Take the addresses of all listeners that serve something, without listening yet.
 
-    `directory` is where paths of Unix sockets start. `shared`: TCP addresses are bound beside
-    those of other workers, and the kernel spreads the connections.
+    `directory` is where paths of Unix sockets start. `beside`: workers share the addresses, the
+    kernel spreads the connections over their TCP sockets, and the Unix sockets are these.
     Raises ConfigurationError: an address is in use or cannot be had.
     """
     taken: Sockets = {}
@@ -266,11 +266,13 @@ def bind(listeners: Listeners, directory: Path, *, shared: bool = False) -> Sock
             continue
         taken[name] = []
         try:
-            if listener.socket is not None:
-                taken[name].append(unix_socket(directory / listener.socket, listener.socket_group))
-            else:
+            if listener.socket is None:
                 for family, address in _addresses(listener):
-                    taken[name].append(_tcp_socket(family, address, shared=shared))
+                    taken[name].append(_tcp_socket(family, address, shared=beside is not None))
+            elif beside is not None:
+                taken[name] += [one.dup() for one in beside[name]]
+            else:
+                taken[name].append(unix_socket(directory / listener.socket, listener.socket_group))
         except OSError as error:
             close(taken)
             where = listener.socket or f"{listener.bind} port {listener.port}"

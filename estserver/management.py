@@ -1,10 +1,12 @@
 """The management listener: is it alive, is it ready, what has it counted."""
 
+import os
 from collections.abc import Coroutine, Sequence
 from datetime import timedelta
 
 from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from estserver import http
 from estserver.errors import Error
@@ -60,6 +62,11 @@ class Management:
 
     async def _metrics(self, request: web.Request) -> web.Response:
         http.note(request, operation="metrics")
+        registry = http.registry
+        if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+            # One of several workers: what all of them have counted lies in files.
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # prometheus_client
         return web.Response(
             body=generate_latest(http.registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
         )

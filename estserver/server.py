@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import os
 import pkgutil
 import signal
 import socket
@@ -77,7 +78,7 @@ class Server:
     def __init__(self, core: Core, place: Place | None = None) -> None:
         """`place`: where this process stands among others; None where it is the only one."""
         self._core = core
-        self._place = place or Place(process_name())
+        self._place = place or Place(process_name(os.getpid()))
         self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="core")
         self._passphrase = read_secret(core.settings.path(core.settings.secrets.passphrase))
         self._own = OwnCertificates(
@@ -117,7 +118,7 @@ class Server:
             for name, listener in settings.listeners.each():
                 for door in listener.serves:
                     if door not in doors:
-                        doors[door] = _open_door(name, door, self.services)
+                        doors[door] = _kind(name, door)(self.services)
                 if listener.serves:
                     served = [doors[door] for door in listener.serves]
                     await self._listen(name, listener, served, sockets[name])
@@ -134,8 +135,8 @@ class Server:
     def _prepare(self) -> None:
         for sentence in readable_by_others(self._core.settings.secret_files()):
             log.warning("secret.exposed", error=sentence)
-        if sentence := self._core.store.read(health.asynchronous_standby):
-            log.warning("database.asynchronous", error=sentence)
+        if risk := self._core.store.read(health.asynchronous_standby):
+            log.warning("database.asynchronous", error=risk)
         try:
             self._core.ra.finish(_ORIGIN)
         except Fault:
@@ -258,11 +259,18 @@ class Server:
         log.info("server.stopped")
 
 
-def _open_door(listener: str, name: str, services: Services) -> EnrollmentProtocol:
-    if name not in PROTOCOLS:
-        raise ConfigurationError(f"listeners.{listener}.serves: unknown: {name}")
-    door: EnrollmentProtocol = pkgutil.resolve_name(PROTOCOLS[name])(services)
-    return door
+def import_doors(settings: Settings) -> None:
+    """Import what the listeners serve. Raises ConfigurationError: one serves what there is not."""
+    for listener, one in settings.listeners.each():
+        for door in one.serves:
+            _kind(listener, door)
+
+
+def _kind(listener: str, door: str) -> Callable[[Services], EnrollmentProtocol]:
+    if door not in PROTOCOLS:
+        raise ConfigurationError(f"listeners.{listener}.serves: unknown: {door}")
+    kind: Callable[[Services], EnrollmentProtocol] = pkgutil.resolve_name(PROTOCOLS[door])
+    return kind
 
 
 def _tell_of_death(task: asyncio.Task[None]) -> None:
@@ -276,12 +284,13 @@ async def serve(
 ) -> None:
     """Serve until SIGTERM or SIGINT; SIGHUP takes profiles and TLS certificates anew."""
     logs.configure(settings.log)
-    place = place or Place(process_name())
+    place = place or Place(process_name(os.getpid()))
     stopped = asyncio.Event()
     reloading: set[asyncio.Task[None]] = set()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
     # A reload asked for while we start waits until there is something to reload.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     core = open_core(settings, SystemClock(), with_keys=True)

@@ -1,0 +1,35 @@
+"""The command that serves: in one process, or with several workers."""
+
+import asyncio
+import os
+
+import click
+
+from estserver.cli_operator import Operator
+
+
+@click.command()
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Processes that share the ports: as many as there are processor cores.",
+)
+@click.option("--test-mode", is_flag=True, help="Honour ESTSERVER_FAILPOINT: for tests only.")
+@click.pass_obj
+def serve(operator: Operator, *, workers: int, test_mode: bool) -> None:
+    """Serve on all listeners until SIGTERM; SIGHUP reloads profiles and TLS certificates."""
+    settings = operator.settings()
+    # Imported here: workers count in files, which must be said before there are counters.
+    if workers > 1:
+        from estserver.supervisor import supervise  # noqa: PLC0415 - see above
+
+        supervise(settings, operator.settings, workers, test_mode=test_mode)
+    else:
+        from estserver import server  # noqa: PLC0415 - see above
+
+        if test_mode:
+            server.enter_test_mode(os.environ)
+        asyncio.run(server.serve(settings, operator.settings))
