@@ -18,6 +18,8 @@ from urllib.parse import urlsplit
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from estserver import anchor
+from estserver.anchor import AnchorFile
 from estserver.ca.hierarchy import common_name
 from estserver.ca.keys import generate_key, readable_by_others
 from estserver.config import Settings
@@ -230,6 +232,8 @@ def _core(settings: Settings, clock: Clock) -> Iterator[Finding]:
                 yield Finding(
                     check, verdict, f"{age.age} old, {age.life_left:.0%} of its life left"
                 )
+        yield from _guarded("journal", _journal(core))
+        yield from _guarded("verification", _proofs(core, now))
         yield from _guarded("profiles", _lint(core, now))
         yield from _guarded("mail", _mail(core))
     finally:
@@ -259,6 +263,44 @@ def _authority(core: Core, name: str, now: datetime) -> Finding:
             f"{longest.days}: begin its successor (`estserver ca new-issuer` or `ca new-root`)",
         )
     return _expiry(check, "key fits, chain verifies", soonest, now)
+
+
+def _journal(core: Core) -> Iterator[Finding]:
+    """Look whether what is issued can be written down, and would outlive the database."""
+    check, kept = "journal", core.settings.journal.path
+    if core.journal is None or kept is None:
+        said = "none: a restore forgets what came after the backup; set journal.path"
+        yield Finding(check, Verdict.WARNING, said)
+        return
+    folder, database = core.settings.path(kept), core.settings.database_file
+    if (problem := core.journal.problem()) is not None:
+        yield Finding(check, Verdict.BAD, f"NOTHING CAN BE ISSUED: {problem}")
+    elif database and folder.exists() and folder.stat().st_dev == database.stat().st_dev:
+        said = f"{folder} can be written; on another disk it would outlive the database"
+        yield Finding(check, Verdict.OK, said)
+    else:
+        yield Finding(check, Verdict.OK, f"{folder} can be written")
+
+
+def _proofs(core: Core, now: datetime) -> Iterator[Finding]:
+    """Look how long ago everything stored was verified, and the audit trail anchored."""
+    every = core.settings.audit.verify_every
+    newest = core.store.read(health.newest_verification)
+    if newest is None:
+        said = "not yet since the instance was made or restored: `serve` does it within minutes"
+        yield Finding("verification", Verdict.OK, said)
+    else:
+        late = bool(every) and now - newest.at > 2 * every
+        verdict = Verdict.BAD if newest.problems else Verdict.WARNING if late else Verdict.OK
+        said = f"{newest.problems} problems: see `estserver verify`" if newest.problems else "clean"
+        yield Finding("verification", verdict, f"{now - newest.at} ago, {said}")
+    file = AnchorFile(core.settings.path(core.settings.audit.anchor))
+    age = anchor.age(file.read(), now)
+    if age is None:
+        yield Finding("audit anchor", Verdict.WARNING, "none yet: `serve` drops the first")
+    else:
+        verdict = Verdict.WARNING if age > 2 * anchor.EVERY else Verdict.OK
+        yield Finding("audit anchor", verdict, f"{file.path}: {age} old")
 
 
 def _mail(core: Core) -> Iterator[Finding]:

@@ -48,7 +48,9 @@ class Management:
 
     def _problems(self) -> list[str]:
         now = self._services.clock.now()
-        problems = []
+        journal = self._services.journal
+        unwritable = None if journal is None else journal.problem()
+        problems = [] if unwritable is None else [unwritable]
         try:
             # Asks the database too, which a CRL at hand would outlive.
             for age in self._services.status.ages():

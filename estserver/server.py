@@ -17,6 +17,7 @@ from aiohttp import web
 from cryptography import x509
 
 from estserver import failpoints, logs, systemd
+from estserver.anchor import AnchorFile
 from estserver.ca.keys import read_secret, readable_by_others
 from estserver.config import Settings
 from estserver.core import Core, SystemClock, open_core
@@ -37,6 +38,7 @@ from estserver.own_certificates import OwnCertificates
 from estserver.protocols import EnrollmentProtocol, Services
 from estserver.settings import Listener
 from estserver.store import health, registrations
+from estserver.verification import verify_due
 
 log = structlog.get_logger("estserver.server")
 
@@ -56,6 +58,7 @@ _MAIL_SECONDS = 5
 _PUBLISH_SECONDS = 2
 _TIDY_SECONDS = 60
 _ALIVE_SECONDS = 20
+_PROOF_SECONDS = 300
 _ORIGIN = Origin("background", "server")
 
 
@@ -95,6 +98,7 @@ class Server:
             authenticator=core.authenticator,
             ra=core.ra,
             status=core.status,
+            journal=core.journal,
             executor=self._executor,
             duties=Duties(core.store, core.clock, self._place.holder, self._executor),
         )
@@ -145,6 +149,7 @@ class Server:
         self._use_responders()
         self._tls = self._own.tls().certificate
         self._core.status.publish_due()
+        self._drop_anchor()
 
     def _duties(self) -> list[Duty]:
         core, run = self._core, self.services.run
@@ -154,6 +159,8 @@ class Server:
             Duty("intents", _TIDY_SECONDS, lambda: run(core.ra.finish, _ORIGIN, older_than=young)),
             Duty("superseded", _TIDY_SECONDS, lambda: run(core.ra.revoke_superseded, _ORIGIN)),
             Duty("attempts", _TIDY_SECONDS, lambda: run(self._forget_attempts)),
+            Duty("anchor", _PROOF_SECONDS, lambda: run(self._drop_anchor)),
+            Duty("verification", _PROOF_SECONDS, lambda: run(verify_due, core, _ORIGIN)),
             # Every worker reads the files of its machine.
             Duty("responders", _TIDY_SECONDS, lambda: run(self._use_responders), alone=False),
             Duty("tls", _TIDY_SECONDS, self._renew_tls, alone=False),
@@ -181,6 +188,11 @@ class Server:
             if listener.certificate is None:
                 load_certificate(context, TLSFiles(own.path), self._passphrase)
         self._tls = own.certificate
+
+    def _drop_anchor(self) -> None:
+        """Note once an hour, outside the database, how the audit trail stands."""
+        file = AnchorFile(self._core.settings.path(self._core.settings.audit.anchor))
+        file.drop_due(self._core.store, self._core.clock.now())
 
     def _forget_attempts(self) -> None:
         horizon = self._core.clock.now() - timedelta(days=1)

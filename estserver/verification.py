@@ -1,55 +1,153 @@
-"""Verification: every stored certificate against its row, the CRLs, and the audit chain.
+"""Verification: everything stored is read again and must agree with everything else.
 
-What it reads was written by the program whose work it checks, so it trusts no row: signatures,
-digests and fields are taken from the stored bytes again.
+Certificates with their rows, what OCSP and the CRLs say with what was revoked, the audit trail with
+its links and its anchor. What is read was written by the program whose work is checked, so no row
+is trusted: signatures, digests and fields are taken from the stored bytes again.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
+from importlib.metadata import version
 
+import structlog
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.x509 import ocsp
+from prometheus_client import Gauge
 
+from estserver import http
+from estserver.anchor import AnchorFile
 from estserver.core import Core
-from estserver.model import CertificateRecord, CertificateState, EnrollmentState
+from estserver.errors import Error
+from estserver.model import (
+    CertificateRecord,
+    CertificateState,
+    EnrollmentState,
+    Event,
+    Origin,
+    PublicKey,
+)
 from estserver.names import display_name
 from estserver.store import Transaction, certificates, health, revocations
-from estserver.store.audit_checks import broken_links
+from estserver.store.audit_checks import Anchor, broken_links
+
+log = structlog.get_logger("estserver.verification")
 
 _PAGE = 200
 _SETTLING = timedelta(minutes=10)
 """A revocation is dated when its transaction begins, and seen when it commits."""
+_TOLD = 100
+"""Problems named one by one in the log; `estserver verify` shows all."""
+_problems = Gauge(
+    "estserver_verification_problems",
+    "What the last verification by this server found",
+    registry=http.registry,
+    multiprocess_mode="mostrecent",
+)
+_finished = Gauge(
+    "estserver_verification_timestamp_seconds",
+    "When the last verification by this server ended",
+    registry=http.registry,
+    multiprocess_mode="mostrecent",
+)
+
+Progress = Callable[[str, int], None]
+"""Told what is being gone through and how much of it is done, after each batch."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What `verify` went through, and a sentence for everything that does not fit."""
+    """What `verify` went through, and a sentence for everything that does not fit.
+
+    `answers` counts the CRLs and OCSP answers among it; `anchors` those of the audit trail.
+    """
 
     certificates: int
+    answers: int
     events: int
+    anchors: int
     problems: tuple[str, ...]
 
 
-def verify(core: Core) -> Verification:
-    """Re-check every stored certificate against its row, the CRLs, and the audit chain."""
-    count, last = 0, None
-    problems: list[str] = []
+def verify(core: Core, progress: Progress = lambda _what, _done: None) -> Verification:
+    """Re-check everything that is stored.
+
+    OCSP answers are made anew and compared where the issuers' responders are at hand, in `serve`.
+    Raises Unavailable.
+    """
+    anchors, unreadable = _anchors(core)
+    problems: list[str] = [*unreadable]
+    count, answers, last = 0, 0, None
     while page := core.store.read(partial(_page, last=last)):
         for record, state, der in page:
-            problems += [
-                f"certificate {record.serial_hex}: {problem}"
-                for problem in _misfits(record, state, der, core.chains)
-            ]
+            about = [*_misfits(record, state, der, core.chains)]
+            if der is not None and record.issuer in core.issuers:
+                answers += 1
+                about += _wrong_status(core, record, der)
+            problems += [f"certificate {record.serial_hex}: {problem}" for problem in about]
         count += len(page)
+        progress("certificates", count)
         last = page[-1][0].enrollment
-    for issuer in core.chains:
-        problems += core.store.read(partial(_unlisted, issuer=issuer))
-    events, broken = core.store.read(_audit_trail)
-    return Verification(count, events, (*problems, *broken))
+    for issuer, chain in core.chains.items():
+        found = core.store.read(partial(_crl, issuer=issuer, signer=chain[0]))
+        answers += found is not None
+        problems += found or ()
+        progress("CRLs and OCSP answers", answers)
+    events, broken = core.store.read(
+        lambda tx: (health.count_events(tx), list(broken_links(tx.connection, anchors)))
+    )
+    progress("audit rows", events)
+    return Verification(count, answers, events, len(anchors), (*problems, *broken))
+
+
+def _anchors(core: Core) -> tuple[list[Anchor], list[str]]:
+    file = AnchorFile(core.settings.path(core.settings.audit.anchor))
+    try:
+        return file.read(), []
+    except Error as error:
+        return [], [error.detail]
+
+
+def verify_due(core: Core, origin: Origin) -> Verification | None:
+    """Verify if it is time: at the interval set, and after a restore or an upgrade.
+
+    What came out is told in the log, in metrics and in the audit trail, where `doctor` reads it.
+    """
+    every = core.settings.audit.verify_every
+    newest = core.store.read(health.newest_verification)
+    if not every or (
+        newest is not None
+        and newest.version == version("estserver")
+        and core.clock.now() - newest.at < every
+    ):
+        return None
+    result = verify(core)
+    record(core, result, by="server", origin=origin)
+    for problem in result.problems[:_TOLD]:
+        log.error("verification.problem", error=problem)
+    log.info("verification.finished", problems=len(result.problems))
+    _problems.set(len(result.problems))
+    _finished.set(core.clock.now().timestamp())
+    return result
+
+
+def record(core: Core, result: Verification, *, by: str, origin: Origin) -> None:
+    """Put the outcome into the audit trail. Raises Unavailable."""
+    detail: dict[str, str | int | bool | None] = {
+        "version": version("estserver"),
+        "certificates": result.certificates,
+        "answers": result.answers,
+        "events": result.events,
+        "problems": len(result.problems),
+    }
+    event = Event(health.VERIFIED, by, "instance", detail)
+    core.store.write(lambda tx: tx.audit(event, origin))
 
 
 _Stored = tuple[CertificateRecord, EnrollmentState | None, bytes | None]
@@ -107,19 +205,84 @@ def _misfits(
         yield f"its signature is not that of issuer {record.issuer}"
 
 
-def _audit_trail(tx: Transaction) -> tuple[int, list[str]]:
-    return health.count_events(tx), list(broken_links(tx.connection))
+def _wrong_status(core: Core, record: CertificateRecord, der: bytes) -> Iterator[str]:
+    """Ask our own OCSP responder, and yield what does not fit the row."""
+    if record.revoked_at is not None and record.revoked_at > core.clock.now() - _SETTLING:
+        # Answers that were given a moment ago may still be repeated.
+        return
+    issuer = core.chains[record.issuer][0]
+    certificate = x509.load_der_x509_certificate(der)
+    request = ocsp.OCSPRequestBuilder().add_certificate(certificate, issuer, hashes.SHA256())
+    answer = ocsp.load_der_ocsp_response(
+        core.status.answer(request.build().public_bytes(Encoding.DER)).der
+    )
+    if answer.response_status is not ocsp.OCSPResponseStatus.SUCCESSFUL:
+        yield f"OCSP says {answer.response_status.name} about it"
+        return
+    if not _is_signed(answer, issuer):
+        yield "the OCSP answer about it does not verify"
+    said = answer.certificate_status
+    if said is not _SAID.get(record.state, ocsp.OCSPCertStatus.UNKNOWN):
+        now = core.store.read(lambda tx: certificates.certificate(tx, record.enrollment))
+        if now is None or said is not _SAID.get(now.state, ocsp.OCSPCertStatus.UNKNOWN):
+            yield f"is {record.state.value} and OCSP says {said.name}"
 
 
-def _unlisted(tx: Transaction, issuer: str) -> list[str]:
-    """List revoked certificates that a later CRL lacks: a revocation must never be lost."""
+_SAID = {
+    CertificateState.VALID: ocsp.OCSPCertStatus.GOOD,
+    CertificateState.REVOKED: ocsp.OCSPCertStatus.REVOKED,
+}
+
+
+def _is_signed(answer: ocsp.OCSPResponse, issuer: x509.Certificate) -> bool:
+    """Tell whether an OCSP answer is signed by whom its issuer delegated it to."""
+    signer = answer.certificates[0] if answer.certificates else issuer
+    key, algorithm = signer.public_key(), answer.signature_hash_algorithm
+    try:
+        if signer != issuer:
+            signer.verify_directly_issued_by(issuer)
+        if isinstance(key, ec.EllipticCurvePublicKey) and algorithm is not None:
+            key.verify(answer.signature, answer.tbs_response_bytes, ec.ECDSA(algorithm))
+        elif isinstance(key, rsa.RSAPublicKey) and algorithm is not None:
+            key.verify(answer.signature, answer.tbs_response_bytes, padding.PKCS1v15(), algorithm)
+        else:
+            return False
+    except (InvalidSignature, ValueError, TypeError):
+        return False
+    return True
+
+
+def _crl(tx: Transaction, issuer: str, signer: x509.Certificate) -> list[str] | None:
+    """Say what is wrong with the newest CRL; None: there is none yet.
+
+    A revocation must never be lost, and nothing may be listed that was not revoked.
+    """
     newest = revocations.newest_crl(tx, issuer)
     if newest is None:
-        return []
+        return None
     number, this_update, _, der = newest
-    listed = {entry.serial_number for entry in x509.load_der_x509_crl(der)}
-    return [
-        f"certificate {serial:x}: was revoked before CRL {number} of {issuer}, which lacks it"
-        for serial, revoked_at, _ in revocations.revoked(tx, issuer)
-        if revoked_at < this_update - _SETTLING and serial not in listed
+    about = f"CRL {number} of {issuer}"
+    crl = x509.load_der_x509_crl(der)
+    key = signer.public_key()
+    problems = []
+    if not (isinstance(key, PublicKey) and crl.is_signature_valid(key)):
+        problems.append(f"{about}: its signature is not that of its issuer")
+    if crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number != number:
+        problems.append(f"{about}: its number differs from its row")
+    listed = {entry.serial_number for entry in crl}
+    revoked = {serial: at for serial, at, _ in revocations.revoked(tx, issuer)}
+    problems += [
+        f"certificate {serial:x}: was revoked before {about}, which lacks it"
+        for serial, at in revoked.items()
+        if at < this_update - _SETTLING and serial not in listed
     ]
+    suspects = sorted(listed - revoked.keys())
+    for first in range(0, len(suspects), _PAGE):
+        serials = suspects[first : first + _PAGE]
+        statuses = revocations.statuses(tx, issuer, serials)
+        problems += [
+            f"certificate {serial:x}: is not revoked and {about} lists it"
+            for serial in serials
+            if serial not in statuses or statuses[serial][1] is None
+        ]
+    return problems

@@ -187,6 +187,7 @@ class House:
             invitations=invitations,
             authenticator=Authenticator(self.store, self.clock, invitations, self.profiles),
             ra=self.ra,
+            journal=None,
             status=self.status,
             executor=executor,
             duties=Duties(self.store, self.clock, "test", executor),

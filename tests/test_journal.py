@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from estserver import journal
 from estserver.errors import AlreadyIssued, BadInput, Unavailable
 from estserver.journal import Entry, FileJournal, Reading
 from estserver.model import Event, RevocationReason
@@ -208,7 +207,7 @@ def test_a_disk_that_is_nearly_full_is_told_before_anybody_asks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(journal.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
     assert "is full" in str(_open(tmp_path).problem())
 
 

@@ -18,7 +18,7 @@ ROOMS = (
     ("authentication", "intents", "approvals"),
     ("ra", "status"),
     ("own_certificates",),
-    ("core", "duties"),
+    ("core", "duties", "anchor"),
     ("front",),
     ("http",),
     ("protocols", "web", "management"),

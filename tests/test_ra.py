@@ -48,7 +48,14 @@ from estserver.model import (
     Via,
 )
 from estserver.ra import ABANDON_AFTER, REPEAT_WINDOW, RegistrationAuthority
-from estserver.store import Transaction, audit_checks, certificates, outbox, registrations, revocations
+from estserver.store import (
+    Transaction,
+    audit_checks,
+    certificates,
+    outbox,
+    registrations,
+    revocations,
+)
 from estserver.store.tables import audit_events, certificate_bytes, enrollments
 from estserver.store.tables import certificates as certificate_rows
 from tests.live import Key, new_key

@@ -23,7 +23,7 @@ from estserver.ca.keys import generate_key
 from estserver.errors import Error, Fault, NotFound, Unavailable
 from estserver.model import KeyType, RevocationReason
 from estserver.status import OCSP_LIFETIME, CRLAge
-from estserver.store import audit, certificates, revocations
+from estserver.store import audit_checks, certificates, revocations
 from tests.status_driver import LIFETIME, ORIGIN, FickleKey, House, build, question, run
 
 GOOD, REVOKED, UNKNOWN = (
@@ -183,7 +183,7 @@ def test_numbers_grow_and_nothing_is_lost_under_eight_publishers(house: House) -
     final = parsed(house.status.publish("issuing").der)
     counted = Counter(entry.serial_number for entry in final)
     assert counted == Counter(certificate.serial_number for certificate, _ in issued)
-    signed = house.store.read(lambda tx: list(audit.broken_links(tx.connection)))
+    signed = house.store.read(lambda tx: list(audit_checks.broken_links(tx.connection)))
     assert signed == []
     for publisher in publishers:
         publisher._store.close()

@@ -18,6 +18,7 @@ from estserver.config import Settings
 from estserver.duties import Duties
 from estserver.errors import Refused, Unavailable
 from estserver.invitations import Invitations
+from estserver.journal import FileJournal
 from estserver.keyring import Keyring
 from estserver.model import Clock, Origin
 from estserver.profiles import Profile
@@ -44,6 +45,7 @@ class Services:
     authenticator: Authenticator
     ra: RegistrationAuthority
     status: StatusAuthority
+    journal: FileJournal | None
     executor: Executor
     duties: Duties
     """For what a door does again and again: `background` may return `duties.perform(Duty(…))`."""

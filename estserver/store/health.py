@@ -1,11 +1,16 @@
 """What the database can tell about its own condition; `doctor` and `verify` ask."""
 
+import json
+from dataclasses import dataclass
 from datetime import datetime
 
 import sqlalchemy as sa
 
 from estserver.store.engine import Transaction, from_unix
 from estserver.store.tables import audit_events, outbox
+
+VERIFIED, RESTORED, RECOVERED = "instance.verified", "instance.restored", "instance.recovered"
+"""Events that tell how much the database can be trusted."""
 
 
 def damage(tx: Transaction) -> list[str]:
@@ -23,6 +28,30 @@ def newest_event(tx: Transaction) -> datetime | None:
     """Return the time of the newest audit row, or None before the first."""
     at = tx.connection.execute(sa.select(sa.func.max(audit_events.c.at))).scalar_one()
     return None if at is None else from_unix(at)
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """The last verification: when, by which version of the program, and what it found."""
+
+    at: datetime
+    version: str
+    problems: int
+
+
+def newest_verification(tx: Transaction) -> Verified | None:
+    """Return the last verification, or None without one since the last restore."""
+    query = (
+        sa.select(audit_events.c.event, audit_events.c.at, audit_events.c.detail)
+        .where(audit_events.c.event.in_((VERIFIED, RESTORED, RECOVERED)))
+        .order_by(audit_events.c.id.desc())
+        .limit(1)
+    )
+    row = tx.connection.execute(query).one_or_none()
+    if row is None or row.event != VERIFIED:
+        return None
+    detail = json.loads(row.detail)
+    return Verified(from_unix(row.at), detail["version"], detail["problems"])
 
 
 def count_events(tx: Transaction) -> int:
