@@ -15,9 +15,11 @@ from estserver.external_binding import acme_binding
 from estserver.model import Door
 from estserver.protocols.acme import tables
 from tests.live import ORIGIN, Live, Workshop, new_key
+from tests.protocols.acme.pebble import Pebble
 from tests.protocols.acme.wire import (
     Client,
     Reply,
+    Server,
     algorithm_of,
     b64,
     csr_for,
@@ -33,12 +35,15 @@ _NAME = "acct.example.org"
 _ROWS = sa.select(sa.func.count()).select_from(tables.accounts)
 
 
-def _accounts(live: Live) -> int:
-    return int(live.core.store.read(lambda tx: tx.connection.execute(_ROWS).scalar_one()))
+def _accounts(server: Server) -> int:
+    """Count the accounts that are stored; nobody can look into Pebble."""
+    if isinstance(server, Pebble):
+        return 0
+    return int(server.core.store.read(lambda tx: tx.connection.execute(_ROWS).scalar_one()))
 
 
-def _invite(live: Live, **fields: Any) -> Any:
-    return live.invite("server", names=(f"dns:{_NAME}",), **fields)
+def _invite(server: Server, **fields: Any) -> Any:
+    return server.invite("server", names=(f"dns:{_NAME}",), **fields)
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +60,9 @@ def open_live(template: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.mark.row("ACME-060", "ACME-065", "ACME-077")
 @pytest.mark.parametrize("alg", ["HS256", "HS384", "HS512"])
-def test_a_new_key_with_a_binding_gets_an_account(shared: Live, alg: str) -> None:
-    client = Client(shared)
-    binding = client.binding(*eab(shared, _invite(shared)), alg=alg)
+def test_a_new_key_with_a_binding_gets_an_account(server: Server, alg: str) -> None:
+    client = Client(server)
+    binding = client.binding(*eab(server, _invite(server)), alg=alg)
     reply = client.register(
         externalAccountBinding=binding,
         contact=["mailto:admin@example.org"],
@@ -68,12 +73,13 @@ def test_a_new_key_with_a_binding_gets_an_account(shared: Live, alg: str) -> Non
     )
     assert reply.status == 201
     body = reply.json
-    assert body == {
-        "status": "valid",
-        "contact": ["mailto:admin@example.org"],
-        "orders": f"{reply.header('Location')}/orders",
-        "externalAccountBinding": binding,
-    }
+    assert body["status"] == "valid"
+    assert body["contact"] == ["mailto:admin@example.org"]
+    assert body["orders"].startswith(server.url("web"))
+    assert body["externalAccountBinding"] == binding
+    # Pebble shows the key as well, which RFC 8555 has left out.
+    more = body.keys() - {"status", "contact", "orders", "externalAccountBinding"}
+    assert more <= ({"key"} if client.oracle else set())
     assert client.get(reply.header("Location")).json["status"] == "valid"
 
 
@@ -100,11 +106,11 @@ def test_the_same_key_finds_its_account_and_changes_nothing(shared: Live) -> Non
 
 
 @pytest.mark.row("ACME-062")
-def test_only_return_existing_makes_nothing(shared: Live) -> None:
-    before = _accounts(shared)
-    reply = Client(shared).post("new-account", {"onlyReturnExisting": True}, jwk=True)
+def test_only_return_existing_makes_nothing(server: Server) -> None:
+    before = _accounts(server)
+    reply = Client(server).post("new-account", {"onlyReturnExisting": True}, jwk=True)
     reply.refused(400, "accountDoesNotExist")
-    assert _accounts(shared) == before
+    assert _accounts(server) == before
 
 
 @pytest.mark.row("ACME-066", "ACME-073")
@@ -134,7 +140,9 @@ def test_terms_must_be_agreed_to_and_agreed_to_again_when_they_change(
     page = client.path(problem["instance"])
     assert b"https://example.org/tos/2" in client.ask("GET", page).answer.body
     client.order(_NAME).refused(403, "userActionRequired")
-    client.ask("POST", page[:-1] + ("A" if page[-1] != "A" else "B")).refused(404, "malformed")
+    # Not the last character, whose last bits may mean nothing.
+    forged = page[:-9] + ("A" if page[-9] != "A" else "B") + page[-8:]
+    client.ask("POST", forged).refused(404, "malformed")
     assert client.ask("POST", page).status == 200
     assert client.order(_NAME).status == 201
 
@@ -155,24 +163,24 @@ def test_terms_must_be_agreed_to_and_agreed_to_again_when_they_change(
         ("mailto:a%0a@example.org", "invalidContact"),
     ],
 )
-def test_contacts_are_one_plain_mail_address_each(shared: Live, contact: str, kind: str) -> None:
-    problem = Client(shared).register(_invite(shared), contact=[contact]).refused(400, kind)
-    if kind == "unsupportedContact":
+def test_contacts_are_one_plain_mail_address_each(server: Server, contact: str, kind: str) -> None:
+    problem = Client(server).register(_invite(server), contact=[contact]).refused(400, kind)
+    if kind == "unsupportedContact" and isinstance(server, Live):
         assert "mailto:" in problem["detail"]
 
 
 @pytest.mark.row("ACME-069", "ACME-071")
-def test_no_contact_is_needed_and_an_empty_update_changes_nothing(shared: Live) -> None:
-    client = registered(shared, _NAME)
+def test_no_contact_is_needed_and_an_empty_update_changes_nothing(server: Server) -> None:
+    client = registered(server, _NAME)
     before = client.get(client.kid or "").json
-    assert before["contact"] == []
+    assert before.get("contact", []) == []
     reply = client.post(client.kid or "", {})
     assert (reply.status, reply.json) == (200, before)
 
 
 @pytest.mark.row("ACME-070", "ACME-072", "ACME-065")
-def test_an_update_changes_the_contacts_of_ones_own_account_only(shared: Live) -> None:
-    client, other = registered(shared, _NAME), registered(shared, "o.example.org")
+def test_an_update_changes_the_contacts_of_ones_own_account_only(server: Server) -> None:
+    client, other = registered(server, _NAME), registered(server, "o.example.org")
     update = {
         "contact": ["mailto:new@example.org"],
         "orders": "https://evil.example/",
@@ -181,7 +189,7 @@ def test_an_update_changes_the_contacts_of_ones_own_account_only(shared: Live) -
     }
     body = client.post(client.kid or "", update).json
     assert body["contact"] == ["mailto:new@example.org"]
-    assert body["orders"] == f"{client.kid}/orders"
+    assert body["orders"].startswith(server.url("web"))
     other.post(client.kid or "", update).refused(403, "unauthorized")
     client.post(client.kid or "", {"contact": ["tel:1"]}).refused(400, "unsupportedContact")
     assert client.get(client.kid or "").json == body
@@ -207,8 +215,8 @@ def _bind(client: Client, binding: Any) -> Reply:
 
 
 @pytest.mark.row("ACME-076")
-def test_without_a_binding_there_is_no_account(shared: Live) -> None:
-    Client(shared).register().refused(403, "externalAccountRequired")
+def test_without_a_binding_there_is_no_account(server: Server) -> None:
+    Client(server).register().refused(403, "externalAccountRequired")
 
 
 Break = Callable[[Client, str, str], Any]
@@ -219,7 +227,7 @@ MALFORMED: dict[str, Break] = {
     "kid empty": lambda c, k, m: c.binding(k, m, kid=""),
     "nonce": lambda c, k, m: c.binding(k, m, nonce="x"),
     "url absent": lambda c, k, m: c.binding(k, m, url=None),
-    "url another": lambda c, k, m: c.binding(k, m, url=f"{c.base}/new-order"),
+    "url another": lambda c, k, m: c.binding(k, m, url=c.resource("new-order")),
     "another key": lambda c, k, m: c.binding(k, m, payload=jwk_of(new_key())),
     "not JSON": lambda c, k, m: c.binding(k, m, payload=b"x"),
     "empty payload": lambda c, k, m: c.binding(k, m, payload=b""),
@@ -235,36 +243,36 @@ MALFORMED: dict[str, Break] = {
 
 @pytest.mark.row("ACME-079", "ACME-080", "ACME-081", "ACME-082", "ACME-085")
 @pytest.mark.parametrize("name", MALFORMED)
-def test_a_binding_of_another_shape_is_malformed(shared: Live, name: str) -> None:
-    client = Client(shared)
-    before = _accounts(shared)
-    _bind(client, MALFORMED[name](client, *eab(shared, _invite(shared)))).refused(400, "malformed")
-    assert _accounts(shared) == before
+def test_a_binding_of_another_shape_is_malformed(server: Server, name: str) -> None:
+    client = Client(server)
+    before = _accounts(server)
+    _bind(client, MALFORMED[name](client, *eab(server, _invite(server)))).refused(400, "malformed")
+    assert _accounts(server) == before
 
 
 @pytest.mark.row("ACME-082")
-def test_a_binding_that_gives_the_private_key_away_is_refused(shared: Live) -> None:
-    client = Client(shared)
+def test_a_binding_that_gives_the_private_key_away_is_refused(server: Server) -> None:
+    client = Client(server)
     payload = {**jwk_of(client.key), "d": b64(bytes(32))}
-    binding = client.binding(*eab(shared, _invite(shared)), payload=payload)
+    binding = client.binding(*eab(server, _invite(server)), payload=payload)
     _bind(client, binding).refused(400, "badPublicKey")
 
 
 @pytest.mark.row("ACME-078")
 @pytest.mark.parametrize("alg", ["none", "ES256", "RS256", "HS1", ""])
-def test_a_binding_is_made_with_hmac_only(shared: Live, alg: str) -> None:
-    client = Client(shared)
-    kid, key = eab(shared, _invite(shared))
+def test_a_binding_is_made_with_hmac_only(server: Server, alg: str) -> None:
+    client = Client(server)
+    kid, key = eab(server, _invite(server))
     _bind(client, client.binding(kid, key, alg)).refused(400, "badSignatureAlgorithm")
     binding = client.binding(kid, key, alg=None)
     _bind(client, binding).refused(400, "malformed")
 
 
 @pytest.mark.row("ACME-083")
-def test_the_bound_key_is_compared_by_its_thumbprint(shared: Live) -> None:
-    client = Client(shared)
+def test_the_bound_key_is_compared_by_its_thumbprint(server: Server) -> None:
+    client = Client(server)
     jwk = dict(reversed(jwk_of(client.key).items())) | {"alg": "ES256", "use": "sig"}
-    binding = client.binding(*eab(shared, _invite(shared)), payload=jwk)
+    binding = client.binding(*eab(server, _invite(server)), payload=jwk)
     assert _bind(client, binding).status == 201
 
 
@@ -353,19 +361,22 @@ def test_a_cancelled_invitation_stops_its_account_at_the_next_request(live: Live
 
 
 def _inner(client: Client, key: Any, **changes: Any) -> dict[str, Any]:
-    header = {"alg": algorithm_of(key), "jwk": jwk_of(key), "url": f"{client.base}/key-change"}
+    url = client.resource("key-change")
+    header = {"alg": algorithm_of(key), "jwk": jwk_of(key), "url": url}
     header = {k: v for k, v in (header | changes.pop("header", {})).items() if v is not None}
     payload = {"account": client.kid, "oldKey": jwk_of(client.key)} | changes
     return flattened(header, payload, lambda m: sign(key, m))
 
 
 @pytest.mark.row("ACME-090", "ACME-097", "ACME-072")
-def test_an_account_changes_its_key_and_goes_on_with_its_order(shared: Live) -> None:
-    client = registered(shared, _NAME, units=9)
-    order = client.order(_NAME).json
-    keys: list[Any] = [rsa.generate_private_key(65537, 2048), ed25519.Ed25519PrivateKey.generate()]
+def test_an_account_changes_its_key_and_goes_on_with_its_order(server: Server) -> None:
+    client = registered(server, _NAME, units=9)
+    order = client.ready(_NAME)
+    keys: list[Any] = [rsa.generate_private_key(65537, 2048), new_key()]
+    if isinstance(server, Live):
+        keys.append(ed25519.Ed25519PrivateKey.generate())
     for key in keys:
-        old = Client(shared, client.key, client.kid)
+        old = Client(server, client.key, client.kid)
         reply = client.post("key-change", _inner(client, key))
         assert reply.status == 200
         client.key = key
@@ -374,14 +385,14 @@ def test_an_account_changes_its_key_and_goes_on_with_its_order(shared: Live) -> 
             == client.kid
         )
         # The stored key is of another type now, or the signature fails.
-        assert old.get(client.kid or "").status == 400
-    assert client.finalize(order, csr_for(_NAME)).json["status"] == "valid"
+        assert 400 <= old.get(client.kid or "").status < 500
+    assert client.finished(order, csr_for(_NAME))["status"] == "valid"
 
 
 @pytest.mark.row("ACME-091", "ACME-092", "ACME-093", "ACME-094", "ACME-096")
-def test_a_key_change_that_is_not_right_changes_nothing(shared: Live) -> None:
-    client, key = registered(shared, _NAME), new_key()
-    other = registered(shared, "o.example.org")
+def test_a_key_change_that_is_not_right_changes_nothing(server: Server) -> None:
+    client, key = registered(server, _NAME), new_key()
+    other = registered(server, "o.example.org")
     forged = _inner(client, key)
     forged["signature"] = b64(
         sign(client.key, f"{forged['protected']}.{forged['payload']}".encode())
@@ -394,7 +405,7 @@ def test_a_key_change_that_is_not_right_changes_nothing(shared: Live) -> None:
         (_inner(client, key, header={"kid": client.kid}), "malformed"),
         (_inner(client, key, header={"nonce": client.nonce()}), "malformed"),
         (forged, "malformed"),
-        (_inner(client, key, header={"url": f"{client.base}/new-order"}), "malformed"),
+        (_inner(client, key, header={"url": client.resource("new-order")}), "malformed"),
         (_inner(client, key, header={"url": None}), "malformed"),
         (_inner(client, key, account=other.kid), "malformed"),
         (_inner(client, key, account=7), "malformed"),
@@ -410,8 +421,8 @@ def test_a_key_change_that_is_not_right_changes_nothing(shared: Live) -> None:
 
 
 @pytest.mark.row("ACME-095")
-def test_a_key_with_an_account_is_no_new_key(shared: Live) -> None:
-    client, other = registered(shared, _NAME), registered(shared, "o.example.org")
+def test_a_key_with_an_account_is_no_new_key(server: Server) -> None:
+    client, other = registered(server, _NAME), registered(server, "o.example.org")
     for holder in (other, client):
         reply = client.post("key-change", _inner(client, holder.key))
         reply.refused(409, "malformed")

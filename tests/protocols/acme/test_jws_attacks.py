@@ -4,6 +4,7 @@ import base64
 import hashlib
 import hmac
 import json
+import string
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,9 +18,11 @@ from estserver.protocols.acme import tables
 from estserver.protocols.acme.keys import read_jwk, stored_key
 from estserver.protocols.acme.problems import Problem
 from tests.live import Live, new_key
+from tests.protocols.acme.pebble import Pebble
 from tests.protocols.acme.wire import (
     URN,
     Client,
+    Server,
     b64,
     flattened,
     jwk_of,
@@ -31,9 +34,12 @@ from tests.protocols.acme.wire import (
 Change = Callable[[dict[str, Any], Client], Any]
 
 
-def _accounts(live: Live) -> int:
+def _accounts(server: Server) -> int:
+    """Count the accounts that are stored; nobody can look into Pebble."""
+    if isinstance(server, Pebble):
+        return 0
     query = sa.select(sa.func.count()).select_from(tables.accounts)
-    return int(live.core.store.read(lambda tx: tx.connection.execute(query).scalar_one()))
+    return int(server.core.store.read(lambda tx: tx.connection.execute(query).scalar_one()))
 
 
 def _with(jws: dict[str, Any], **members: Any) -> dict[str, Any]:
@@ -46,6 +52,12 @@ def _duplicated(jws: dict[str, Any], name: str) -> bytes:
     return text.replace("{", "{" + f"{json.dumps(name)}: {json.dumps(jws[name])}, ", 1).encode()
 
 
+def _stray(text: str) -> str:
+    """Change the last bit of base64url of 64 octets, which stands for nothing."""
+    alphabet = string.ascii_uppercase + string.ascii_lowercase + string.digits + "-_"
+    return text[:-1] + alphabet[alphabet.index(text[-1]) ^ 1]
+
+
 BROKEN: dict[str, tuple[str, Change]] = {
     "padding in protected": ("002", lambda j, _: _with(j, protected=j["protected"] + "=")),
     "padding in payload": ("002", lambda j, _: _with(j, payload=j["payload"] + "==")),
@@ -54,7 +66,7 @@ BROKEN: dict[str, tuple[str, Change]] = {
     "plus in signature": ("003", lambda j, _: _with(j, signature="+" + j["signature"][1:])),
     "slash in payload": ("003", lambda j, _: _with(j, payload="/" + j["payload"][1:])),
     "newline": ("003", lambda j, _: _with(j, signature=j["signature"] + "\n")),
-    "stray bits": ("003", lambda j, _: _with(j, signature=j["signature"][:-1] + "B")),
+    "stray bits": ("003", lambda j, _: _with(j, signature=_stray(j["signature"]))),
     "not JSON": ("004", lambda *_: b"{"),
     "a list": ("004", lambda *_: b"[]"),
     "a string": ("004", lambda *_: b'"x"'),
@@ -110,19 +122,21 @@ BROKEN: dict[str, tuple[str, Change]] = {
     "ACME-002", "ACME-003", "ACME-004", "ACME-005", "ACME-006", "ACME-007", "ACME-008", "ACME-011"
 )
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_request_of_another_shape_is_malformed(shared: Live, name: str) -> None:
-    client = _client(shared)
+def test_a_request_of_another_shape_is_malformed(server: Server, name: str) -> None:
+    client = _client(server)
     _, change = BROKEN[name]
-    url = f"{client.base}/new-order"
+    url = client.resource("new-order")
     jws = client.jws(url, {"identifiers": [{"type": "dns", "value": "gate.example.org"}]})
     client.send(url, change(jws, client)).refused(400, "malformed")
 
 
-_shared_clients: dict[int, Client] = {}
+_clients: dict[int, Client] = {}
 
 
-def _client(live: Live) -> Client:
-    return _shared_clients.setdefault(id(live), registered(live, "gate.example.org", units=9))
+def _client(server: Server) -> Client:
+    if id(server) not in _clients:
+        _clients[id(server)] = registered(server, "gate.example.org", units=9)
+    return _clients[id(server)]
 
 
 HEADERS: dict[str, dict[str, Any]] = {
@@ -144,10 +158,10 @@ HEADERS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.row("ACME-009", "ACME-010", "ACME-012", "ACME-023", "ACME-038", "ACME-042")
 @pytest.mark.parametrize("name", HEADERS)
-def test_a_protected_header_of_another_shape_is_malformed(shared: Live, name: str) -> None:
-    client = _client(shared)
+def test_a_protected_header_of_another_shape_is_malformed(server: Server, name: str) -> None:
+    client = _client(server)
     changes = dict(HEADERS[name])
-    url = f"{client.base}/new-order"
+    url = client.resource("new-order")
     header = client.header(url)
     header = {k: v for k, v in {**header, **changes}.items() if v is not None}
     jws = flattened(header, {}, lambda message: sign(client.key, message))
@@ -155,9 +169,9 @@ def test_a_protected_header_of_another_shape_is_malformed(shared: Live, name: st
 
 
 @pytest.mark.row("ACME-011")
-def test_a_member_twice_in_header_or_payload_is_malformed(shared: Live) -> None:
-    client = _client(shared)
-    url = f"{client.base}/new-order"
+def test_a_member_twice_in_header_or_payload_is_malformed(server: Server) -> None:
+    client = _client(server)
+    url = client.resource("new-order")
     raw = json.dumps(client.header(url)).encode()
     twice = raw.replace(b"{", b'{"alg": "none", ', 1)
     client.send(url, flattened(twice, {}, lambda m: sign(client.key, m))).refused(400, "malformed")
@@ -169,18 +183,19 @@ def test_a_member_twice_in_header_or_payload_is_malformed(shared: Live) -> None:
 @pytest.mark.parametrize(
     "alg", ["none", "HS256", "HS384", "HS512", "RS1", "foo", "PS256", "RS512", "", "ES256K"]
 )
-def test_other_algorithms_are_refused_with_the_list_of_good_ones(shared: Live, alg: str) -> None:
-    client = _client(shared)
+def test_other_algorithms_are_refused_with_the_list_of_good_ones(server: Server, alg: str) -> None:
+    client = _client(server)
     problem = client.post("new-order", {}, alg=alg).refused(400, "badSignatureAlgorithm")
-    assert {"ES256", "EdDSA", "RS256"} <= set(problem["algorithms"])
+    # Pebble forgets the field.
+    assert client.oracle or {"ES256", "EdDSA", "RS256"} <= set(problem["algorithms"])
 
 
 @pytest.mark.row("ACME-014", "INC-21", "A-18")
-def test_a_symmetric_key_in_the_header_makes_no_account(shared: Live) -> None:
-    client = Client(shared)
-    before = _accounts(shared)
+def test_a_symmetric_key_in_the_header_makes_no_account(server: Server) -> None:
+    client = Client(server)
+    before = _accounts(server)
     secret = b"k" * 32
-    url = f"{client.base}/new-account"
+    url = client.resource("new-account")
     header = {
         "alg": "HS256",
         "nonce": client.nonce(),
@@ -196,7 +211,7 @@ def test_a_symmetric_key_in_the_header_makes_no_account(shared: Live) -> None:
     client.send(url, jws).refused(400, "badSignatureAlgorithm")
     header = {**header, "nonce": client.nonce(), "alg": "ES256", "jwk": {"kty": "oct", "k": "aa"}}
     client.send(url, flattened(header, {}, lambda _: b"x" * 64)).refused(400, "badPublicKey")
-    assert _accounts(shared) == before
+    assert _accounts(server) == before
 
 
 def _jwk(**members: str) -> dict[str, str]:
@@ -247,15 +262,15 @@ BAD_KEYS: dict[str, tuple[str, dict[str, str]]] = {
 
 @pytest.mark.row("ACME-018", "ACME-019", "ACME-020", "ACME-021")
 @pytest.mark.parametrize("name", BAD_KEYS)
-def test_a_bad_key_is_refused_fast_and_with_a_reason(shared: Live, name: str) -> None:
-    client = Client(shared)
-    before = _accounts(shared)
+def test_a_bad_key_is_refused_fast_and_with_a_reason(server: Server, name: str) -> None:
+    client = Client(server)
+    before = _accounts(server)
     alg, jwk = BAD_KEYS[name]
-    url = f"{client.base}/new-account"
+    url = client.resource("new-account")
     header = {"alg": alg, "nonce": client.nonce(), "url": url, "jwk": jwk}
     reply = client.send(url, flattened(header, {}, lambda _: b"s" * 64))
     reply.refused(400, "badPublicKey")
-    assert _accounts(shared) == before
+    assert _accounts(server) == before
 
 
 @pytest.mark.row("ACME-019")
@@ -278,10 +293,11 @@ def test_a_compromised_key_makes_no_account(shared: Live) -> None:
 
 
 @pytest.mark.row("ACME-024")
-def test_jwk_and_kid_are_taken_only_where_they_belong(shared: Live) -> None:
-    client = _client(shared)
+def test_jwk_and_kid_are_taken_only_where_they_belong(server: Server) -> None:
+    client = _client(server)
     client.post("new-account", {}).refused(400, "malformed")
-    for resource in ("new-order", "new-authz", "key-change", client.path(client.kid or "")[6:]):
+    early = () if client.oracle else ("new-authz",)
+    for resource in ("new-order", *early, "key-change", client.kid or ""):
         client.post(resource, {}, jwk=True).refused(400, "malformed")
 
 
@@ -296,24 +312,25 @@ def test_jwk_and_kid_are_taken_only_where_they_belong(shared: Live) -> None:
         lambda kid: kid + "/../" + kid.rpartition("/")[2],
         lambda kid: kid.replace("localhost", "LOCALHOST"),
         lambda kid: kid.replace("https://", "http://"),
-        lambda kid: kid.replace("/acme/", "/other/"),
+        lambda kid: "/other/".join(kid.rsplit("/", 1)),
         lambda kid: kid.rpartition("/")[2],
-        lambda kid: kid.replace("/account/", "/account/%2e/"),
+        lambda kid: "/%2e/".join(kid.rsplit("/", 1)),
         lambda _: "1",
     ],
 )
-def test_only_the_very_account_url_is_a_kid(shared: Live, change: Callable[[str], str]) -> None:
-    client = _client(shared)
+def test_only_the_very_account_url_is_a_kid(server: Server, change: Callable[[str], str]) -> None:
+    client = _client(server)
     reply = client.post("new-order", {}, kid=change(client.kid or ""))
     reply.refused(400, "accountDoesNotExist")
 
 
 @pytest.mark.row("ACME-027")
-def test_a_signature_of_another_key_or_with_a_flipped_bit_changes_nothing(shared: Live) -> None:
-    client, other = _client(shared), new_key()
-    url = f"{client.base}/new-order"
+def test_a_signature_of_another_key_or_with_a_flipped_bit_changes_nothing(server: Server) -> None:
+    client, other = _client(server), new_key()
+    url = client.resource("new-order")
     payload = {"identifiers": [{"type": "dns", "value": "gate.example.org"}]}
-    before = client.get(f"{client.kid}/orders").json
+    listed = client.get(client.kid or "").json["orders"]
+    before = client.get(listed).json
 
     def flip(at: int) -> Callable[[bytes], bytes]:
         def broken(message: bytes) -> bytes:
@@ -336,7 +353,7 @@ def test_a_signature_of_another_key_or_with_a_flipped_bit_changes_nothing(shared
     for signer in signers:
         jws = flattened(client.header(url), payload, signer)
         client.send(url, jws).refused(400, "malformed")
-    assert client.get(f"{client.kid}/orders").json == before
+    assert client.get(listed).json == before
 
 
 @pytest.mark.row("ACME-016", "ACME-017")
@@ -350,8 +367,8 @@ def test_a_signature_of_another_key_or_with_a_flipped_bit_changes_nothing(shared
     ],
     ids=["EdDSA", "RS256", "ES384", "ES512"],
 )
-def test_each_algorithm_goes_all_the_way(shared: Live, key: Any) -> None:
-    client = registered(shared, "alg.example.org", key=key)
+def test_each_algorithm_goes_all_the_way(server: Server, key: Any) -> None:
+    client = registered(server, "alg.example.org", key=key)
     assert client.issue("alg.example.org").leaf
 
 

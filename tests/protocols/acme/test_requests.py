@@ -18,6 +18,7 @@ from tests.protocols.acme.wire import (
     URN,
     Client,
     Reply,
+    Server,
     flattened,
     registered,
     sign,
@@ -41,14 +42,19 @@ def client(shared: Live) -> Client:
     return registered(shared, _NAME, units=99)
 
 
+@pytest.fixture(scope="module")
+def either(server: Server) -> Client:
+    return registered(server, _NAME, units=99)
+
+
 def _resources(client: Client) -> dict[str, str]:
-    order = client.order(_NAME)
+    order = client.ready(_NAME)
     body = order.json
     authorization = client.get(body["authorizations"][0]).json
     assert client.kid is not None
     return {
         "account": client.kid,
-        "orders": f"{client.kid}/orders",
+        "orders": client.get(client.kid).json["orders"],
         "order": order.header("Location"),
         "finalize": body["finalize"],
         "certificate": client.issue(_NAME).order["certificate"],
@@ -74,15 +80,15 @@ def test_scripts_in_browsers_are_let_in(client: Client) -> None:
 @pytest.mark.parametrize(
     "content_type", [None, "application/json", "text/plain", "application/jose"]
 )
-def test_another_content_type_is_unsupported(client: Client, content_type: str | None) -> None:
-    url = f"{client.base}/new-order"
-    client.send(url, client.jws(url, {}), content_type).refused(415, "malformed")
+def test_another_content_type_is_unsupported(either: Client, content_type: str | None) -> None:
+    url = either.resource("new-order")
+    either.send(url, either.jws(url, {}), content_type).refused(415, "malformed")
 
 
 @pytest.mark.row("ACME-030")
-def test_a_content_type_may_have_parameters(client: Client) -> None:
-    url = client.kid or ""
-    reply = client.send(url, client.jws(url, None), "Application/JOSE+JSON; charset=utf-8")
+def test_a_content_type_may_have_parameters(either: Client) -> None:
+    url = either.kid or ""
+    reply = either.send(url, either.jws(url, None), "Application/JOSE+JSON; charset=utf-8")
     assert reply.status == 200
 
 
@@ -97,61 +103,66 @@ def test_a_huge_body_is_refused_before_it_is_read(client: Client) -> None:
 
 
 @pytest.mark.row("ACME-032", "ACME-033", "ACME-034")
-def test_resources_are_fetched_by_post_and_not_by_get(client: Client) -> None:
-    for name, url in _resources(client).items():
-        reply = client.ask("GET", client.path(url))
+def test_resources_are_fetched_by_post_and_not_by_get(either: Client) -> None:
+    for name, url in _resources(either).items():
+        reply = either.ask("GET", either.path(url))
         reply.refused(405, "malformed")
         assert reply.header("Allow") == "POST"
-        fetched = client.get(url)
+        if name == "finalize" and either.oracle:
+            continue
+        fetched = either.get(url)
         assert fetched.status == 200, name
         assert fetched.answer.body
-    for resource in ("new-account", "new-order", "new-authz", "revoke-cert", "key-change"):
-        client.ask("GET", f"/acme/{resource}").refused(405, "malformed")
-        client.ask("PUT", f"/acme/{resource}").refused(405, "malformed")
-    assert client.get(f"{client.base}/directory").json == client.ask("GET", "/acme/directory").json
-    reply = client.get(f"{client.base}/new-nonce")
-    assert (reply.status, reply.answer.body) == (200, b"")
+    early = () if either.oracle else ("new-authz",)
+    for resource in ("new-account", "new-order", *early, "revoke-cert", "key-change"):
+        path = either.path(either.resource(resource))
+        either.ask("GET", path).refused(405, "malformed")
+        either.ask("PUT", path).refused(405, "malformed")
+    directory = either.resource("directory")
+    assert either.get(directory).json == either.ask("GET", either.path(directory)).json
+    reply = either.get(either.resource("new-nonce"))
+    assert (reply.status, reply.answer.body) == (204 if either.oracle else 200, b"")
     assert reply.header("Replay-Nonce")
 
 
 @pytest.mark.row("ACME-035")
-def test_nobody_sees_what_is_another_accounts(shared: Live, client: Client) -> None:
-    stranger = registered(shared, "stranger.example.org")
-    for name, url in _resources(client).items():
+def test_nobody_sees_what_is_another_accounts(server: Server, either: Client) -> None:
+    stranger = registered(server, "stranger.example.org")
+    for name, url in _resources(either).items():
         reply = stranger.get(url)
         assert reply.refused(403, "unauthorized"), name
         assert _NAME.encode() not in reply.answer.body
 
 
 @pytest.mark.row("ACME-036")
-def test_an_object_sent_to_what_is_only_fetched_is_malformed(client: Client) -> None:
-    resources = _resources(client)
+def test_an_object_sent_to_what_is_only_fetched_is_malformed(either: Client) -> None:
+    resources = _resources(either)
     for name in ("order", "certificate", "orders", "authz"):
-        client.post(resources[name], {}).refused(400, "malformed")
+        either.post(resources[name], {}).refused(400, "malformed")
 
 
 @pytest.mark.row("ACME-037")
 @pytest.mark.parametrize(
     "change",
     [
-        lambda url: url.replace("new-order", "new-authz"),
+        lambda url: url[:-1] + "x",
         lambda url: url.replace("localhost", "127.0.0.1"),
         lambda url: url.replace("localhost", "LOCALHOST"),
         lambda url: re.sub(r":\d+", ":1", url),
         lambda url: url.replace("https", "http"),
         lambda url: url + "/",
         lambda url: url + "?a",
-        lambda url: url.replace("new-order", "new%2Dorder"),
-        lambda url: url.replace("new-order", "NEW-ORDER"),
+        lambda url: f"{url[:-1]}%{ord(url[-1]):02X}",
+        lambda url: url[:-5] + url[-5:].upper(),
         lambda _: "",
     ],
 )
 def test_a_header_for_another_url_is_unauthorized(
-    client: Client, change: Callable[[str], str]
+    either: Client, change: Callable[[str], str]
 ) -> None:
-    url = f"{client.base}/new-order"
-    jws = client.jws(change(url), {})
-    client.send(url, jws).refused(403, "unauthorized")
+    url = either.resource("new-order")
+    jws = either.jws(change(url), {})
+    either.send(url, jws).refused(403, "unauthorized")
 
 
 @pytest.mark.row("ACME-039")
@@ -175,15 +186,16 @@ def _with_nonce(client: Client, nonce: str | None) -> Reply:
 
 
 @pytest.mark.row("ACME-040", "ACME-041", "ACME-042", "ACME-049")
-def test_a_bad_nonce_is_refused_and_a_fresh_one_comes_with_it(client: Client) -> None:
-    used = client.nonce()
-    assert _with_nonce(client, used).status == 200
+def test_a_bad_nonce_is_refused_and_a_fresh_one_comes_with_it(either: Client) -> None:
+    used = either.nonce()
+    assert _with_nonce(either, used).status == 200
     forged = used[:-1] + ("A" if used[-1] != "A" else "B")
     for nonce in (None, used, forged, "x" * 48, "!!!", "", used + "=", "A" * 5000):
-        reply = _with_nonce(client, nonce)
+        reply = _with_nonce(either, nonce)
         problem = reply.refused(400, "badNonce")
-        assert "JWS has an invalid anti-replay nonce" in problem["detail"]
-        assert _with_nonce(client, reply.header("Replay-Nonce")).status == 200
+        # acme.sh looks for these words of Boulder's.
+        assert either.oracle or "JWS has an invalid anti-replay nonce" in problem["detail"]
+        assert _with_nonce(either, reply.header("Replay-Nonce")).status == 200
 
 
 @pytest.mark.row("ACME-040")
@@ -231,10 +243,10 @@ def test_nonces_are_unique_and_unpredictable(shared: Live) -> None:
 
 
 @pytest.mark.row("ACME-046", "A-16")
-def test_one_nonce_is_good_once_however_many_ask_at_the_same_time(client: Client) -> None:
-    nonce = client.nonce()
+def test_one_nonce_is_good_once_however_many_ask_at_the_same_time(either: Client) -> None:
+    nonce = either.nonce()
     with ThreadPoolExecutor(20) as pool:
-        replies = list(pool.map(lambda _: _with_nonce(client, nonce).status, range(20)))
+        replies = list(pool.map(lambda _: _with_nonce(either, nonce).status, range(20)))
     assert sorted(replies) == [200] + [400] * 19
 
 
@@ -250,21 +262,21 @@ def test_a_nonce_of_another_client_or_from_before_a_restart_is_good(live: Live) 
 
 
 @pytest.mark.row("ACME-048")
-def test_a_forger_cannot_use_up_somebody_elses_nonce(client: Client) -> None:
-    nonce = client.nonce()
-    url = client.kid or ""
-    forged = flattened(client.header(url, nonce=nonce), None, lambda _: bytes(64))
-    client.send(url, forged).refused(400, "malformed")
-    assert _with_nonce(client, nonce).status == 200
+def test_a_forger_cannot_use_up_somebody_elses_nonce(either: Client) -> None:
+    nonce = either.nonce()
+    url = either.kid or ""
+    forged = flattened(either.header(url, nonce=nonce), None, lambda _: bytes(64))
+    either.send(url, forged).refused(400, "malformed")
+    assert _with_nonce(either, nonce).status == 200
 
 
 @pytest.mark.row("ACME-037", "ACME-048")
-def test_a_request_to_the_wrong_url_does_not_use_up_its_nonce(client: Client) -> None:
-    url = client.kid or ""
-    nonce = client.nonce()
-    jws = flattened(client.header(url, nonce=nonce), None, lambda m: sign(client.key, m))
-    client.send(f"{client.base}/new-order", jws).refused(403, "unauthorized")
-    assert client.send(url, jws).status == 200
+def test_a_request_to_the_wrong_url_does_not_use_up_its_nonce(either: Client) -> None:
+    url = either.kid or ""
+    nonce = either.nonce()
+    jws = flattened(either.header(url, nonce=nonce), None, lambda m: sign(either.key, m))
+    either.send(either.resource("new-order"), jws).refused(403, "unauthorized")
+    assert either.send(url, jws).status == 200
 
 
 # -- problems -------------------------------------------------------------------------------------
@@ -307,14 +319,14 @@ def test_a_fault_tells_nothing_but_its_reference(live: Live) -> None:
 
 
 @pytest.mark.row("ACME-054", "ACME-055")
-def test_everything_but_the_directory_links_to_it(client: Client) -> None:
-    directory = client.ask("GET", "/acme/directory")
+def test_everything_but_the_directory_links_to_it(either: Client) -> None:
+    directory = either.ask("GET", either.path(either.resource("directory")))
     assert directory.links("index") == []
-    resources = _resources(client)
+    resources = _resources(either)
     for url in resources.values():
-        assert client.get(url).links("index") == [f"{client.base}/directory"]
-    assert client.ask("HEAD", "/acme/new-nonce").links("index")
-    assert client.get(resources["challenge"]).links("up") == [resources["authz"]]
+        assert either.get(url).links("index") == [either.resource("directory")]
+    assert either.ask("HEAD", either.path(either.resource("new-nonce"))).links("index")
+    assert either.get(resources["challenge"]).links("up") == [resources["authz"]]
 
 
 @pytest.mark.row("ACME-056", "ACME-057", "ACME-180")
@@ -342,13 +354,13 @@ def test_the_directory_says_where_everything_is_and_what_is_needed(
 
 
 @pytest.mark.row("ACME-058")
-def test_new_nonce_by_get_and_head(client: Client) -> None:
+def test_new_nonce_by_get_and_head(either: Client) -> None:
     for method, status in (("HEAD", 200), ("GET", 204)):
-        reply = client.ask(method, "/acme/new-nonce")
+        reply = either.ask(method, either.path(either.resource("new-nonce")))
         assert (reply.status, reply.answer.body) == (status, b"")
-        assert reply.header("Cache-Control") == "no-store"
+        assert "no-store" in reply.header("Cache-Control")
         assert reply.header("Replay-Nonce")
-        assert reply.links("index") == [f"{client.base}/directory"]
+        assert reply.links("index") == [either.resource("directory")]
 
 
 @pytest.mark.row("ACME-059")

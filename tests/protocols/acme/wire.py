@@ -7,6 +7,7 @@ import ipaddress
 import json
 import re
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.client import HTTPException, HTTPSConnection
@@ -21,7 +22,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from estserver.external_binding import acme_binding
 from estserver.invitations import Handover
 from tests.live import Answer, Live, make_csr, new_key
+from tests.protocols.acme import pebble
+from tests.protocols.acme.pebble import Pebble
 
+Server = Live | Pebble
 URN = "urn:ietf:params:acme:error:"
 JOSE = "application/jose+json"
 AccountPrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
@@ -94,7 +98,7 @@ _kept = threading.local()
 _opened: list[HTTPSConnection] = []
 
 
-def _connection(live: Live, *, fresh: bool) -> HTTPSConnection:
+def _connection(live: Server, *, fresh: bool) -> HTTPSConnection:
     connections: dict[int, HTTPSConnection] = _kept.__dict__.setdefault("connections", {})
     port = live.port("web")
     if fresh or port not in connections:
@@ -114,9 +118,10 @@ def hang_up() -> None:
 
 @dataclass(slots=True)
 class Reply:
-    """An answer with its JSON."""
+    """An answer with its JSON; `oracle`: Pebble's, which chooses types and statuses of its own."""
 
     answer: Answer
+    oracle: bool = False
 
     @property
     def status(self) -> int:
@@ -137,14 +142,23 @@ class Reply:
         """Return the URLs linked to by a relation."""
         found = []
         for value in self.answer.headers.get_all("Link", []):
-            match = re.fullmatch(r'<([^>]+)>;rel="([a-z-]+)"', value)
+            match = re.fullmatch(r'<([^>]+)>; ?rel="([a-z-]+)"', value)
             assert match, value
             if match[2] == rel:
                 found.append(match[1])
         return found
 
     def refused(self, status: int, kind: str) -> dict[str, Any]:
-        """Assert that this is a whole problem document of that kind, and return it."""
+        """Assert that this is a whole problem document of that kind, and return it.
+
+        Of Pebble's only that it refuses, and in such words as `pebble.SAYS`.
+        """
+        if self.oracle:
+            said: dict[str, Any] = self.json
+            kinds = {kind, *pebble.SAYS.get(kind, ())}
+            assert 400 <= self.status < 500, said
+            assert said["type"] in {URN + one for one in kinds}, said
+            return said
         assert self.answer.headers["Content-Type"] == "application/problem+json", self.answer.body
         problem: dict[str, Any] = self.json
         assert (self.status, problem["type"]) == (status, URN + kind), problem
@@ -159,7 +173,7 @@ class Reply:
 class Client:
     """One account key and what a client remembers."""
 
-    live: Live
+    live: Server
     key: AccountPrivateKey = field(default_factory=new_key)
     kid: str | None = None
     invitation: str = ""
@@ -168,6 +182,15 @@ class Client:
     def base(self) -> str:
         """The base URL of the door."""
         return f"{self.live.url('web')}/acme"
+
+    @property
+    def oracle(self) -> bool:
+        """Whether this is a client of Pebble."""
+        return isinstance(self.live, Pebble)
+
+    def resource(self, name: str) -> str:
+        """Return the URL of a resource by the name it has at ours."""
+        return self.live.resource(name) if isinstance(self.live, Pebble) else f"{self.base}/{name}"
 
     def path(self, url: str) -> str:
         """Return the path of one of the server's URLs."""
@@ -187,7 +210,8 @@ class Client:
             try:
                 connection.request(method, path, body=body, headers=headers or {})
                 response = connection.getresponse()
-                return Reply(Answer(response.status, response.headers, response.read()))
+                answer = Answer(response.status, response.headers, response.read())
+                return Reply(answer, self.oracle)
             except (OSError, HTTPException):
                 # The server may close a kept connection whenever it likes, but not a new one.
                 if fresh:
@@ -196,7 +220,7 @@ class Client:
 
     def nonce(self) -> str:
         """Fetch a nonce."""
-        return self.ask("HEAD", "/acme/new-nonce").header("Replay-Nonce")
+        return self.ask("HEAD", self.path(self.resource("new-nonce"))).header("Replay-Nonce")
 
     def header(self, url: str, *, jwk: bool = False, **changes: Any) -> dict[str, Any]:
         """Return a good protected header, then changed; a change to None leaves a member out."""
@@ -230,7 +254,7 @@ class Client:
     ) -> Reply:
         """Sign and send; `url` without scheme is a resource of the door."""
         if "://" not in url:
-            url = f"{self.base}/{url}"
+            url = self.resource(url)
         return self.send(url, self.jws(url, payload, jwk=jwk, **changes), accept=accept)
 
     def get(self, url: str, accept: str = "") -> Reply:
@@ -241,7 +265,7 @@ class Client:
         self, number: str, mac_key: str, alg: str | None = "HS256", **changes: Any
     ) -> dict[str, Any]:
         """Return an External Account Binding; `payload` among the changes replaces the JWK."""
-        url = f"{self.base}/new-account"
+        url = self.resource("new-account")
         payload = changes.pop("payload", jwk_of(self.key))
         header = {"alg": alg, "kid": number, "url": url} | changes
         header = {name: value for name, value in header.items() if value is not None}
@@ -249,7 +273,7 @@ class Client:
         raw = base64.urlsafe_b64decode(mac_key + "=" * (-len(mac_key) % 4))
         return flattened(header, payload, lambda m: hmac.new(raw, m, digest).digest())
 
-    def register(self, handover: Handover | None = None, **fields: Any) -> Reply:
+    def register(self, handover: Handover | pebble.Invited | None = None, **fields: Any) -> Reply:
         """Make the account, bound to an invitation if one is given."""
         payload: dict[str, Any] = {"termsOfServiceAgreed": True, **fields}
         if handover is not None:
@@ -264,24 +288,51 @@ class Client:
         """Order a certificate for names: host names, or `ip:` and an address."""
         return self.post("new-order", {"identifiers": [identifier(n) for n in names], **fields})
 
+    def settled(self, url: str, seconds: float = 20) -> Any:
+        """Poll a resource until it is neither pending nor processing; return its JSON."""
+        deadline = time.monotonic() + seconds
+        while (body := self.get(url).json)["status"] in {"pending", "processing"}:
+            assert time.monotonic() < deadline, body
+            threading.Event().wait(0.05)
+        return body
+
+    def ready(self, *names: str) -> Reply:
+        """Order names and answer the challenges, if there are any; return the order as it is."""
+        reply = self.order(*names)
+        assert reply.status == 201, reply.answer.body
+        if reply.json["status"] == "ready":
+            return reply
+        for url in reply.json["authorizations"]:
+            authorization = self.get(url).json
+            if authorization["status"] == "pending":
+                answered = self.post(authorization["challenges"][0]["url"], {})
+                assert answered.status == 200, answered.answer.body
+            assert self.settled(url)["status"] == "valid"
+        order = self.get(reply.header("Location"))
+        order.answer.headers["Location"] = reply.header("Location")
+        return order
+
     def finalize(self, order: dict[str, Any], csr: bytes) -> Reply:
         """Send a CSR to an order."""
         return self.post(order["finalize"], {"csr": b64(csr)})
 
-    def issue(self, *names: str, key: ec.EllipticCurvePrivateKey | None = None) -> "Certified":
-        """Go all the way; the names must be authorized already."""
-        reply = self.order(*names)
-        assert reply.status == 201, reply.answer.body
-        order = reply.json
-        assert order["status"] == "ready", order
-        key = key or new_key()
-        done = self.finalize(order, csr_for(*names, key=key))
+    def finished(self, order: Reply, csr: bytes) -> Any:
+        """Finalize an order that `ready` returned; return what becomes of it."""
+        done = self.finalize(order.json, csr)
         assert done.status == 200, done.answer.body
-        assert done.json["status"] == "valid", done.json
-        answer = self.get(done.json["certificate"])
+        return self.settled(order.header("Location"))
+
+    def issue(self, *names: str, key: ec.EllipticCurvePrivateKey | None = None) -> "Certified":
+        """Go all the way; at ours the names must be authorized already."""
+        reply = self.ready(*names)
+        assert reply.json["status"] == "ready", reply.json
+        key = key or new_key()
+        order = self.finished(reply, csr_for(*names, key=key))
+        assert order["status"] == "valid", order
+        answer = self.get(order["certificate"])
         assert answer.status == 200
         chain = x509.load_pem_x509_certificates(answer.answer.body)
-        return Certified(reply.header("Location"), done.json, key, tuple(chain))
+        return Certified(reply.header("Location"), order, key, tuple(chain))
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,13 +375,15 @@ def csr_for(
     return make_csr(key or new_key(), subject=subject, names=(*general, *extra))
 
 
-def eab(live: Live, handover: Handover) -> tuple[str, str]:
+def eab(live: Server, handover: Handover | pebble.Invited) -> tuple[str, str]:
     """Return kid and MAC key of an invitation, as `invite` prints them."""
+    if isinstance(live, Pebble) or isinstance(handover, pebble.Invited):
+        return pebble.KID, pebble.MAC_KEY
     kid, key = acme_binding(live.core.keyring, handover.invitation)
     return kid, key.reveal()
 
 
-def registered(live: Live, *names: str, key: Any = None, **fields: Any) -> Client:
+def registered(live: Server, *names: str, key: Any = None, **fields: Any) -> Client:
     """Invite a server with these names and register an account for it."""
     handover = live.invite("server", names=tuple(_text(name) for name in names), **fields)
     client = Client(live) if key is None else Client(live, key)
