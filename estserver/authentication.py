@@ -6,11 +6,17 @@ value that says what may be issued, or an exception. Never a bool, never None.
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 
 from cryptography import x509
 
+from estserver.credentials import (
+    ACMEAccount,
+    CertificateCredential,
+    ConfirmedPIN,
+    PINCredential,
+)
 from estserver.errors import (
     AlreadyIssued,
     BadCredentials,
@@ -37,48 +43,23 @@ from estserver.model import (
     Renewal,
     RenewalAuth,
     Replacement,
-    Secret,
     Via,
 )
 from estserver.names import format_general_name
 from estserver.profiles import Profile, covers, outside
+from estserver.steps import Steps, look, walk
 from estserver.store import Store, certificates
 
-
-@dataclass(frozen=True, slots=True)
-class PINCredential:
-    """HTTP Basic at a guessable door: number (may be empty) and PIN, from `source`."""
-
-    number: str
-    pin: Secret
-    source: str
-
-
-@dataclass(frozen=True, slots=True)
-class ConfirmedPIN:
-    """A web session in which the PIN was confirmed; `pin_generation` ends it with a new PIN."""
-
-    number: str
-    pin_generation: int
-
-
-@dataclass(frozen=True, slots=True)
-class CertificateCredential:
-    """The peer certificate whose key the client proved to hold in the TLS handshake; DER."""
-
-    der: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class ACMEAccount:
-    """An account whose key signed the request; `invitation` is what it was bound to, if anything.
-
-    `profile` is what it gets where there is no invitation.
-    """
-
-    identifier: str
-    invitation: str | None
-    profile: str
+__all__ = [
+    "ACMEAccount",
+    "Authenticator",
+    "CertificateCredential",
+    "ConfirmedPIN",
+    "PINCredential",
+    "grant_of",
+    "loosely",
+    "unbindable",
+]
 
 
 class Authenticator:
@@ -113,11 +94,23 @@ class Authenticator:
         spends nothing, so that a wrong PIN is no failed attempt.
         Raises BadCredentials, TooManyAttempts, RegistrationClosed, NotReleased, NotEntitled.
         """
-        invitation = self.invitation(credential, counted=counted)
+        return walk(self.entitling(credential, profile, counted=counted), self._store)
+
+    def entitling(
+        self,
+        credential: PINCredential | ConfirmedPIN,
+        profile: str | None = None,
+        *,
+        counted: bool = True,
+    ) -> Steps[Entitlement]:
+        """Return the steps of `entitle`."""
+        invitation = yield from self.finding_invitation(credential, counted=counted)
         if profile is not None and profile != invitation.profile:
             raise NotEntitled(f"this PIN is not for the label {profile}")
-        if invitation.renewal_pin and self._newest(invitation) is not None:
-            return self.renewal_by_pin(invitation)
+        if invitation.renewal_pin:
+            newest = yield from self._newest(invitation)
+            if newest is not None:
+                return self._renewal_by_pin(invitation, newest)
         return Entitlement(
             applicant=Applicant("invitation", invitation.number),
             profile=invitation.profile,
@@ -133,14 +126,20 @@ class Authenticator:
 
         Raises BadCredentials, TooManyAttempts, RegistrationClosed (cancelled), NotReleased.
         """
+        return walk(self.finding_invitation(credential, counted=counted), self._store)
+
+    def finding_invitation(
+        self, credential: PINCredential | ConfirmedPIN, *, counted: bool = True
+    ) -> Steps[Invitation]:
+        """Return the steps of `invitation`."""
         if isinstance(credential, PINCredential):
-            invitation = self._invitations.redeem(
+            invitation = yield from self._invitations.redeeming(
                 credential.number, credential.pin, source=credential.source, counted=counted
             )
             if Door.EST not in invitation.doors:
                 raise BadCredentials("the invitation number or the PIN is wrong", reason="door")
         else:
-            invitation = self._invitations.get(credential.number)
+            invitation = yield from self._invitations.getting(credential.number)
             if invitation.pin_generation != credential.pin_generation:
                 raise BadCredentials("a new PIN was issued: enter that one", reason="replaced")
         if invitation.profile not in self._profiles:
@@ -162,7 +161,7 @@ class Authenticator:
         Raises RegistrationClosed, Conflict (used before, nothing to replace, too late).
         """
         invitation = self.invitation(credential)
-        newest = self._newest(invitation)
+        newest = walk(self._newest(invitation), self._store)
         now = self._clock.now()
         profile = self._profiles[invitation.profile]
         if newest is None or newest.state_at(now) is not CertificateState.VALID:
@@ -187,15 +186,11 @@ class Authenticator:
             authority=Replacement(invitation.number, newest.enrollment),
         )
 
-    def renewal_by_pin(self, invitation: Invitation) -> Entitlement:
+    def _renewal_by_pin(self, invitation: Invitation, newest: CertificateRecord) -> Entitlement:
         """Entitle to the one renewal that a PIN issued after the last unit stands for.
 
-        Raises Conflict (nothing to renew), RegistrationClosed, NotEntitled (the profile wants the
-        certificate too).
+        Raises RegistrationClosed, NotEntitled (the profile wants the certificate too).
         """
-        newest = self._newest(invitation)
-        if newest is None:
-            raise Conflict("there is no certificate to renew")
         self._require_open(invitation)
         profile = self._profiles[invitation.profile]
         if profile.settings.renewal.auth is RenewalAuth.CERTIFICATE_AND_PIN:
@@ -217,8 +212,12 @@ class Authenticator:
         profile's grace decides about them.
         Raises CertificateRefused: unknown, revoked, not yet valid.
         """
+        return walk(self.finding_holder(credential), self._store)
+
+    def finding_holder(self, credential: CertificateCredential) -> Steps[CertificateRecord]:
+        """Return the steps of `holder`."""
         digest = hashlib.sha256(credential.der).digest()
-        record = self._store.read(lambda tx: certificates.by_sha256(tx, digest))
+        record = yield from look(lambda tx: certificates.by_sha256(tx, digest))
         if record is None:
             raise CertificateRefused(
                 "this certificate was not issued here: present the one you want to renew",
@@ -252,22 +251,33 @@ class Authenticator:
         `profile` is the label asked at; `pin` what was shown besides, for profiles that want both.
         Raises CertificateRefused, RegistrationClosed, NotEntitled, BadCredentials.
         """
-        record = self.holder(credential)
+        return walk(self.renewing(credential, profile=profile, pin=pin), self._store)
+
+    def renewing(
+        self,
+        credential: CertificateCredential,
+        *,
+        profile: str | None = None,
+        pin: PINCredential | ConfirmedPIN | None = None,
+    ) -> Steps[Entitlement]:
+        """Return the steps of `renew`."""
+        record = yield from self.finding_holder(credential)
         rules = self._profiles.get(record.profile)
         if rules is None or record.profile.startswith("_"):
             raise NotEntitled("certificates of this kind are not renewed here")
         if profile is not None and profile != record.profile:
             raise NotEntitled(f"this certificate is not renewed at the label {profile}")
         self._require_time(record, rules)
-        invitation = None if record.invitation is None else self._invitations.get(record.invitation)
-        if invitation is not None:
+        invitation = None
+        if record.invitation is not None:
+            invitation = yield from self._invitations.getting(record.invitation)
             self._require_open(invitation)
         auth = rules.settings.renewal.auth
         if auth is RenewalAuth.PIN:
             raise NotEntitled("certificates of this kind are renewed with a PIN: ask for one")
         spends_pin = auth is RenewalAuth.CERTIFICATE_AND_PIN
         if spends_pin:
-            self._require_renewal_pin(pin, invitation)
+            yield from self._require_renewal_pin(pin, invitation)
         certificate = x509.load_der_x509_certificate(credential.der)
         return Entitlement(
             applicant=Applicant("certificate", record.serial_hex),
@@ -400,16 +410,17 @@ class Authenticator:
 
     def _require_renewal_pin(
         self, pin: PINCredential | ConfirmedPIN | None, invitation: Invitation | None
-    ) -> None:
+    ) -> Steps[None]:
         if pin is None or invitation is None:
             raise BadCredentials("renewal needs the certificate and a PIN", reason="missing")
         # Whether it still has a renewal in it is judged when that is spent: a repeated question
         # after a lost answer comes with a PIN that has none any more.
-        if self.invitation(pin).number != invitation.number:
+        shown = yield from self.finding_invitation(pin)
+        if shown.number != invitation.number:
             raise BadCredentials("that PIN is not for renewing this certificate", reason="other")
 
-    def _newest(self, invitation: Invitation) -> CertificateRecord | None:
-        found = self._store.read(
+    def _newest(self, invitation: Invitation) -> Steps[CertificateRecord | None]:
+        found = yield from look(
             lambda tx: certificates.invitation_certificates(tx, invitation.number)
         )
         live = (CertificateState.VALID, CertificateState.REVOKED)

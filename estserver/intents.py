@@ -3,23 +3,17 @@
 A rule that must hold at the moment of commit is checked here, in the transaction it protects:
 whether the authority is still there to be spent, the certificate being renewed still stands, the
 key is still free. Whatever was checked earlier was only to refuse early.
+
+Those of the street do it for many at once (`steps.Together`).
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from estserver.csr import CSR
-from estserver.errors import (
-    AlreadyIssued,
-    BadCredentials,
-    CertificateRefused,
-    Conflict,
-    Fault,
-    KeyNotAllowed,
-    NotReleased,
-    Refused,
-    RegistrationClosed,
-)
+from estserver.errors import Fault, KeyNotAllowed, Refused
 from estserver.model import (
     ACMEOrder,
     Authority,
@@ -31,8 +25,6 @@ from estserver.model import (
     Entitlement,
     Event,
     Internal,
-    Invitation,
-    InvitationState,
     InvitationUnit,
     Origin,
     Plan,
@@ -42,7 +34,15 @@ from estserver.model import (
     Via,
 )
 from estserver.sortable_ids import new_id
-from estserver.store import Transaction, certificates, outbox, registrations, revocations
+from estserver.spending import spend
+from estserver.store import (
+    Transaction,
+    certificates,
+    issuance,
+    outbox,
+    registrations,
+    revocations,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,39 +56,81 @@ class EnrollmentRequest:
     proof: str = "none"
 
 
-def known(tx: Transaction, authority: Authority, spki_sha256: bytes) -> list[Enrollment]:
-    """List the enrollments that answer the same question again, newest first.
+class AskedBefore(Exception):
+    """Somebody else has asked the same in the meantime: their answer is to be looked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """One enrollment to be recorded; without a draft it waits for an officer.
+
+    `same_key`: whether a renewal may keep its key. Made by `intend` only.
+    """
+
+    enrollment: Enrollment
+    authority: Authority
+    origin: Origin
+    same_key: bool
+    row: issuance.Row
+    drafted: issuance.IntentRows | None
+
+
+@dataclass(frozen=True, slots=True)
+class Signed:
+    """A certificate just signed, DER, for an intent that was committed with this serial."""
+
+    enrollment: Enrollment
+    serial: int
+    der: bytes
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """The bytes that count, DER; and the row if the certificate was revoked before it was there."""
+
+    der: bytes
+    revoked: CertificateRecord | None
+
+
+def known(tx: Transaction, questions: Sequence[tuple[Authority, bytes]]) -> list[list[Enrollment]]:
+    """List for each authority and key what answers the same question again, newest first.
 
     Under an invitation that is every enrollment of this key, whatever it drew on: a PIN that
     renewed is a spent PIN afterwards, and a lost answer must be found all the same.
     """
-    if isinstance(authority, InvitationUnit | Replacement):
-        return certificates.enrollments_for_key(tx, authority.number, spki_sha256)
-    if isinstance(authority, ACMEOrder):
-        # One order, one certificate: another key is no other question.
-        return certificates.enrollments_under(tx, authority.key)
-    return certificates.enrollments_of(tx, authority.key, spki_sha256)
+    found = certificates.enrollments_of_keys(tx, [digest for _, digest in questions])
+
+    def answers(authority: Authority, digest: bytes) -> list[Enrollment]:
+        match authority:
+            case InvitationUnit(number) | Replacement(number, _):
+                return [one for one in found.get(digest, ()) if one.invitation == number]
+            case ACMEOrder():
+                # One order, one certificate: another key is no other question.
+                return certificates.enrollments_under(tx, authority.key)
+            case _:
+                return [one for one in found.get(digest, ()) if one.authority_key == authority.key]
+
+    return [answers(authority, digest) for authority, digest in questions]
 
 
-def record(
-    tx: Transaction,
+def intend(
     request: EnrollmentRequest,
     plan: Plan,
     draft: Draft | None,
+    now: datetime,
     *,
     earlier: int,
     same_key: bool,
-) -> Enrollment | None:
-    """Commit an intent, or with no draft a request that waits for an officer; spend the authority.
+) -> Intent:
+    """Put together what `record` shall commit.
 
-    `earlier` is how many answers to the same question the caller knew of; `same_key` whether a
-    renewal may keep its key. Returns None if somebody else has asked the same in the meantime.
-    Raises KeyNotAllowed and what `spend` raises.
+    `earlier` is how many answers to the same question the caller knew of.
     """
     entitlement, csr = request.entitlement, request.csr
     authority = entitlement.authority
     enrollment = Enrollment(
-        id=new_id(tx.now),
+        id=new_id(now),
         authority_key=authority.key,
         spki_sha256=csr.spki_sha256,
         invitation=_number(authority),
@@ -101,7 +143,7 @@ def record(
         spki=csr.spki,
         renews=_renews(authority),
         proof=request.proof,
-        created_at=tx.now,
+        created_at=now,
         decided_by=None,
         reason=None,
         taken_at=None,
@@ -111,28 +153,68 @@ def record(
         if isinstance(authority, ACMEOrder)
         else f"{authority.key}:{csr.spki_sha256.hex()}:{earlier}"
     )
-    if not certificates.add_enrollment(tx, enrollment, correlation=correlation):
-        return None
-    require_free_key(tx, enrollment, same_key=same_key)
-    spend(tx, authority)
-    if draft is not None:
-        certificates.add_intent(tx, enrollment, plan, draft)
-    _audit_request(tx, enrollment, draft, request.origin)
-    return enrollment
+    return Intent(
+        enrollment=enrollment,
+        authority=authority,
+        origin=request.origin,
+        same_key=same_key,
+        row=issuance.enrollment_row(enrollment, correlation),
+        drafted=None if draft is None else issuance.intent_rows(enrollment, plan, draft, now),
+    )
 
 
-def _audit_request(
-    tx: Transaction, enrollment: Enrollment, draft: Draft | None, origin: Origin
+def record(tx: Transaction, intents: Sequence[Intent]) -> list[Enrollment | Refused]:
+    """Commit intents, and requests that wait for an officer; spend their authorities.
+
+    A refusal is KeyNotAllowed or what `spend` returns. Raises what `spend` raises, and AskedBefore:
+    one of them is there already; nothing may be kept then.
+    """
+    outcomes: dict[int, Enrollment | Refused] = {}
+    while len(outcomes) < len(intents):
+        # Of two requests with one key, the second must find what became of the first.
+        turn: dict[bytes, int] = {}
+        for number, intent in enumerate(intents):
+            if number not in outcomes:
+                turn.setdefault(intent.enrollment.spki_sha256, number)
+        answers = _record(tx, [intents[number] for number in turn.values()])
+        outcomes |= zip(turn.values(), answers, strict=True)
+    return [outcomes[number] for number in range(len(intents))]
+
+
+def _record(tx: Transaction, intents: Sequence[Intent]) -> list[Enrollment | Refused]:
+    """Record intents whose keys all differ."""
+    # First of all: who asks the same once more is to find the answer, not to be refused.
+    if not issuance.add_enrollments(tx, [intent.row for intent in intents]):
+        raise AskedBefore
+    keys = key_refusals(tx, [(intent.enrollment, intent.same_key) for intent in intents])
+    free = [intent for intent, refusal in zip(intents, keys, strict=True) if refusal is None]
+    spent = iter(spend(tx, [intent.authority for intent in free]))
+    refusals = [refusal or next(spent) for refusal in keys]
+    judged = list(zip(intents, refusals, strict=True))
+    issuance.drop_enrollments(tx, [intent.enrollment.id for intent, no in judged if no])
+    accepted = [intent for intent, no in judged if not no]
+    issuance.add_intents(tx, [intent.drafted for intent in accepted if intent.drafted is not None])
+    for intent in accepted:
+        audit_request(tx, intent.enrollment, intent.drafted, intent.origin)
+    return [no or intent.enrollment for intent, no in judged]
+
+
+def audit_request(
+    tx: Transaction,
+    enrollment: Enrollment,
+    drafted: issuance.IntentRows | None,
+    origin: Origin,
 ) -> None:
+    """Record that an enrollment was asked for, and the intent to sign it if there is one."""
     tx.audit(
         Event(
-            "enrollment.pending" if draft is None else "certificate.intended",
+            "enrollment.pending" if drafted is None else "certificate.intended",
             enrollment.applicant,
             f"enrollment {enrollment.id}",
             {
                 "via": enrollment.via.value,
                 "profile": enrollment.profile,
-                "serial": None if draft is None else f"{draft.serial:x}",
+                "serial": None if drafted is None else f"{drafted.draft.serial:x}",
                 "spki_sha256": enrollment.spki_sha256.hex(),
                 "proof": enrollment.proof,
                 "renews": enrollment.renews,
@@ -142,140 +224,85 @@ def _audit_request(
     )
 
 
-def begin_approved(
-    tx: Transaction, enrollment: Enrollment, plan: Plan, draft: Draft, origin: Origin
-) -> bool:
-    """Commit the intent of an approved enrollment; False if it is not approved any more.
+def put(tx: Transaction, signed: Sequence[Signed]) -> list[Stored]:
+    """Store signed certificates; return the bytes that count, which may be somebody else's.
 
-    Days may have passed since it was asked for: a registration that was cancelled or a key that was
-    blocked in the meantime ends it as rejected, with the reason.
+    Raises AskedBefore: one of several is stored, revoked or given up already, nothing may be kept;
+    Fault: an intent was given up while it was being signed.
     """
-    refusal = _no_longer(tx, enrollment)
-    if refusal is not None:
-        _reject(tx, enrollment, EnrollmentState.APPROVED, refusal.detail, "server", origin)
-        return False
-    if not certificates.move_enrollment(
-        tx, enrollment.id, before=EnrollmentState.APPROVED, to=EnrollmentState.ISSUING
-    ):
-        return False
-    certificates.add_intent(tx, enrollment, plan, draft)
-    _audit_request(tx, enrollment, draft, origin)
-    return True
+    if issuance.put_certificates(tx, {one.enrollment.id: one.der for one in signed}):
+        for one in signed:
+            _tell_issued(tx, one)
+        return [Stored(one.der, None) for one in signed]
+    if len(signed) > 1:
+        raise AskedBefore
+    return [_put_contested(tx, signed[0])]
 
 
-def _no_longer(tx: Transaction, enrollment: Enrollment) -> Refused | None:
-    try:
-        _require_not_cancelled(tx, enrollment.invitation)
-        require_free_key(tx, enrollment, same_key=True)
-    except (KeyNotAllowed, RegistrationClosed) as refusal:
-        return refusal
-    return None
-
-
-def approve(tx: Transaction, enrollment: Enrollment, by: str, origin: Origin) -> None:
-    """Let a pending enrollment be issued.
-
-    Raises Conflict (it does not wait), RegistrationClosed (the registration was cancelled).
-    """
-    if not certificates.move_enrollment(
-        tx, enrollment.id, before=EnrollmentState.PENDING, to=EnrollmentState.APPROVED, by=by
-    ):
-        raise _decided(enrollment)
-    _require_not_cancelled(tx, enrollment.invitation)
-    tx.audit(Event("enrollment.approved", by, f"enrollment {enrollment.id}"), origin)
-
-
-def reject(tx: Transaction, enrollment: Enrollment, reason: str, by: str, origin: Origin) -> None:
-    """Refuse a pending enrollment and give its unit back. Raises Conflict: it does not wait."""
-    if not _reject(tx, enrollment, EnrollmentState.PENDING, reason, by, origin):
-        raise _decided(enrollment)
-
-
-def _reject(
-    tx: Transaction,
-    enrollment: Enrollment,
-    before: EnrollmentState,
-    reason: str,
-    by: str,
-    origin: Origin,
-) -> bool:
-    rejected = EnrollmentState.REJECTED
-    if not certificates.move_enrollment(
-        tx, enrollment.id, before=before, to=rejected, by=by, reason=reason
-    ):
-        return False
-    if enrollment.invitation is not None:
-        registrations.return_unit(tx, enrollment.invitation)
-    subject = f"enrollment {enrollment.id}"
-    tx.audit(Event("enrollment.rejected", by, subject, {"reason": reason}), origin)
-    return True
-
-
-def _decided(enrollment: Enrollment) -> Conflict:
-    return Conflict(f"enrollment {enrollment.id} does not wait for a decision")
-
-
-def put(
-    tx: Transaction, identifier: str, der: bytes, origin: Origin
-) -> tuple[CertificateRecord, bytes]:
-    """Store a signed certificate unless one is stored; return the row and the bytes that count.
-
-    Raises Fault: the intent was given up while it was being signed.
-    """
-    digest = hashlib.sha256(der).digest()
-    new = certificates.put_certificate(tx, identifier, der, digest)
+def _put_contested(tx: Transaction, signed: Signed) -> Stored:
+    """Store a certificate unless one is stored; what was revoked in the meantime stays revoked."""
+    identifier = signed.enrollment.id
+    digest = hashlib.sha256(signed.der).digest()
+    new = certificates.put_certificate(tx, identifier, signed.der, digest)
     row, stored = certificates.certificate(tx, identifier), certificates.der(tx, identifier)
     if row is None or stored is None:
         raise Fault(f"enrollment {identifier} was abandoned while it was signed")
     if new:
-        tx.audit(
-            Event(
-                "certificate.issued",
-                "server",
-                f"certificate {row.serial_hex}",
-                {
-                    "enrollment": identifier,
-                    "sha256": digest.hex(),
-                    "invitation": row.invitation,
-                    "profile": row.profile,
-                },
-            ),
-            origin,
-        )
-        _supersede(tx, row, origin)
-    return row, stored
+        _tell_issued(tx, signed)
+    return Stored(stored, row if row.state is CertificateState.REVOKED else None)
 
 
-def _supersede(tx: Transaction, row: CertificateRecord, origin: Origin) -> None:
+def _tell_issued(tx: Transaction, signed: Signed) -> None:
+    enrollment = signed.enrollment
+    serial_hex = f"{signed.serial:x}"
+    tx.audit(
+        Event(
+            "certificate.issued",
+            "server",
+            f"certificate {serial_hex}",
+            {
+                "enrollment": enrollment.id,
+                "sha256": hashlib.sha256(signed.der).hexdigest(),
+                "invitation": enrollment.invitation,
+                "profile": enrollment.profile,
+            },
+        ),
+        signed.origin,
+    )
+    if enrollment.renews is not None and _is_invitations(enrollment):
+        _supersede(tx, enrollment, enrollment.renews, serial_hex, signed.origin)
+
+
+def _supersede(
+    tx: Transaction, enrollment: Enrollment, replaced: str, serial_hex: str, origin: Origin
+) -> None:
     """Revoke the certificate whose key was lost; renewals leave the old one its overlap."""
-    enrollment = certificates.enrollment(tx, row.enrollment)
-    if enrollment is None or enrollment.renews is None or not _is_invitations(enrollment):
-        return
     if revocations.revoke(
-        tx, enrollment.renews, reason=RevocationReason.SUPERSEDED, comment="replaced by owner"
+        tx, replaced, reason=RevocationReason.SUPERSEDED, comment="replaced by owner"
     ):
         tx.audit(
             Event(
                 "certificate.replaced",
                 enrollment.applicant,
-                f"enrollment {enrollment.renews}",
-                {"by": row.serial_hex},
+                f"enrollment {replaced}",
+                {"by": serial_hex},
             ),
             origin,
         )
     invitation = registrations.get(tx, enrollment.invitation or "")
-    if invitation is not None and invitation.email is not None:
+    if invitation is None:
+        return
+    values = {"serial": serial_hex}
+    if invitation.email is not None:
         outbox.post(
             tx,
-            identifier=f"replaced-{row.enrollment}",
+            identifier=f"replaced-{enrollment.id}",
             template="replaced",
             invitation=invitation,
             recipient=invitation.email,
-            values={"serial": row.serial_hex},
+            values=values,
         )
-    if invitation is not None:
-        values = {"serial": row.serial_hex}
-        outbox.tell_administrator(tx, "replaced-told", invitation, row.enrollment, values)
+    outbox.tell_administrator(tx, "replaced-told", invitation, enrollment.id, values)
 
 
 def abandon(tx: Transaction, identifier: str, origin: Origin) -> None:
@@ -291,144 +318,38 @@ def abandon(tx: Transaction, identifier: str, origin: Origin) -> None:
     tx.audit(Event("certificate.abandoned", "server", f"enrollment {identifier}"), origin)
 
 
-def require_free_key(tx: Transaction, enrollment: Enrollment, *, same_key: bool) -> None:
-    """Refuse keys that are blocked, somebody else's, or not to be used again. Raises KeyNotAllowed.
+def key_refusals(
+    tx: Transaction, questions: Sequence[tuple[Enrollment, bool]]
+) -> list[KeyNotAllowed | None]:
+    """Say for each enrollment why its key may not be certified: blocked, or somebody else's.
 
-    `same_key` False: a renewal needs a key that the registration never had certified.
+    With each comes whether a renewal may keep its key; if not, the registration must never have
+    had it certified. The keys all differ.
     """
-    digest = enrollment.spki_sha256
+    digests = [enrollment.spki_sha256 for enrollment, _ in questions]
     # Two requests with one key must not find it free at the same moment.
-    tx.lock(digest)
-    if revocations.is_blocked(tx, digest):
-        raise KeyNotAllowed("this key was reported as compromised: make a new key")
-    if enrollment.via is Via.INTERNAL:
-        return
-    renewal = enrollment.authority_key.startswith("renewal:")
-    for row in certificates.by_spki(tx, digest):
-        if row.invitation != enrollment.invitation or row.via is Via.INTERNAL:
-            raise KeyNotAllowed(
-                "this key is certified for another registration: every person and device "
-                "needs a key of its own"
-            )
-        if renewal and not same_key and row.state is not CertificateState.ABANDONED:
-            raise KeyNotAllowed("renewal needs a new key: make one and ask again")
+    tx.lock(digests)
+    blocked = revocations.blocked_among(tx, digests)
+    certified = certificates.certified_among(tx, digests)
 
-
-def spend(tx: Transaction, authority: Authority) -> None:
-    """Use up what an entitlement draws on: the only place that does.
-
-    Raises AlreadyIssued, BadCredentials, RegistrationClosed, NotReleased, CertificateRefused,
-    Conflict.
-    """
-    match authority:
-        case InvitationUnit(number):
-            if not registrations.spend_unit(tx, number):
-                raise _why_no_unit(tx, registrations.get(tx, number))
-        case Replacement(number, replaces):
-            if not registrations.spend_replacement(tx, number):
-                _require_not_cancelled(tx, number)
-                raise Conflict(
-                    "the certificate was replaced once already: ask the administrator",
-                    values={"reason": "replaced"},
+    def refusal(enrollment: Enrollment, *, same_key: bool) -> KeyNotAllowed | None:
+        digest = enrollment.spki_sha256
+        if digest in blocked:
+            return KeyNotAllowed("this key was reported as compromised: make a new key")
+        if enrollment.via is Via.INTERNAL:
+            return None
+        renewal = enrollment.authority_key.startswith("renewal:")
+        for use in certified.get(digest, ()):
+            if use.invitation != enrollment.invitation or use.via is Via.INTERNAL:
+                return KeyNotAllowed(
+                    "this key is certified for another registration: every person and device "
+                    "needs a key of its own"
                 )
-            _require_standing(tx, replaces)
-        case ACMEOrder():
-            _spend_order(tx, authority)
-        case Renewal(renews, number):
-            if authority.spends_pin and not registrations.spend_renewal_pin(tx, number or ""):
-                raise _why_no_renewal(tx, registrations.get(tx, number or ""))
-            _require_not_cancelled(tx, number)
-            if authority.shown:
-                _require_standing(tx, renews)
-        case Internal():
-            pass
+            if renewal and not same_key and use.state is not CertificateState.ABANDONED:
+                return KeyNotAllowed("renewal needs a new key: make one and ask again")
+        return None
 
-
-def _spend_order(tx: Transaction, authority: ACMEOrder) -> None:
-    number = authority.invitation
-    if number is None:
-        return
-    if authority.spends_unit and not registrations.spend_unit(tx, number, bound=True):
-        raise _why_no_unit(tx, registrations.get(tx, number), bound=True)
-    _require_not_cancelled(tx, number)
-    if authority.renews is not None:
-        _require_standing(tx, authority.renews)
-
-
-def _require_not_cancelled(tx: Transaction, number: str | None) -> None:
-    invitation = None if number is None else registrations.get(tx, number, hold=True)
-    if invitation is not None and invitation.state is InvitationState.CANCELLED:
-        raise _closed()
-
-
-def _require_standing(tx: Transaction, identifier: str) -> None:
-    """Let nobody renew what was revoked since it was looked at (INC-1)."""
-    row = certificates.certificate(tx, identifier, hold=True)
-    if row is None or row.state is not CertificateState.VALID:
-        raise revoked(row)
-
-
-def revoked(row: CertificateRecord | None) -> CertificateRefused:
-    """Say that the certificate for a key is revoked, and what to do."""
-    serial = "" if row is None else row.serial_hex
-    return CertificateRefused(
-        f"the certificate for this key (serial {serial}) is revoked: "
-        "ask the administrator for a new PIN and make a new key",
-        reason="revoked",
-        values={"serial": serial},
-    )
-
-
-def _closed() -> RegistrationClosed:
-    return RegistrationClosed(
-        "this registration was cancelled: ask the administrator", values={"reason": "cancelled"}
-    )
-
-
-def _why_no_unit(tx: Transaction, invitation: Invitation | None, *, bound: bool = False) -> Refused:
-    if (shut := _why_shut(invitation)) is not None:
-        return shut
-    if invitation is not None and invitation.units_used < invitation.units:
-        if bound:
-            return RegistrationClosed("this registration has ended", values={"reason": "ended"})
-        return _expired(tx, invitation)
-    if bound:
-        return AlreadyIssued(
-            "all certificates of this registration are issued: renew them with the same names, "
-            "or ask the administrator for more"
-        )
-    return AlreadyIssued(
-        "this PIN has been used: go on with the key it was used with, or ask the administrator"
-    )
-
-
-def _why_no_renewal(tx: Transaction, invitation: Invitation | None) -> Refused:
-    if (shut := _why_shut(invitation)) is not None:
-        return shut
-    if invitation is not None and invitation.renewal_pin:
-        return _expired(tx, invitation)
-    if invitation is not None and invitation.units_used < invitation.units:
-        return BadCredentials("that PIN is not for renewing this certificate", reason="other")
-    return AlreadyIssued("this PIN has been used: ask the administrator for a new one")
-
-
-def _why_shut(invitation: Invitation | None) -> Refused | None:
-    if invitation is None or invitation.state is InvitationState.CANCELLED:
-        return _closed()
-    if invitation.state is InvitationState.HELD:
-        return NotReleased(
-            "the administrator has not released this registration yet: try again later"
-        )
-    return None
-
-
-def _expired(tx: Transaction, invitation: Invitation) -> Refused:
-    if invitation.expires_at > tx.now:
-        # What was missing a moment ago is there again: an officer gave a unit or a PIN back.
-        return Conflict("the registration has just been changed: try again")
-    return BadCredentials(
-        "the PIN has expired: ask the administrator for a new one", reason="expired"
-    )
+    return [refusal(enrollment, same_key=same_key) for enrollment, same_key in questions]
 
 
 def _is_invitations(enrollment: Enrollment) -> bool:

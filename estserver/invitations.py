@@ -13,7 +13,7 @@ import hashlib
 import hmac
 import secrets
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from cryptography import x509
@@ -35,16 +35,26 @@ from estserver.model import (
     Event,
     Invitation,
     InvitationState,
-    Language,
     Origin,
     Secret,
 )
 from estserver.names import check_text, parse_general_name
 from estserver.profiles import Profile
+from estserver.registration import Handover, Registration
 from estserver.settings import Limits
+from estserver.steps import Steps, look, read, walk
 from estserver.store import Store, Transaction, outbox, registrations
 from estserver.store.registrations import PINHash
 from estserver.throttling import SourceThrottle
+
+__all__ = [
+    "DEAD_AT",
+    "FREE_TRIES",
+    "MAX_DELAY_SECONDS",
+    "Handover",
+    "Invitations",
+    "Registration",
+]
 
 FREE_TRIES = 5
 MAX_DELAY_SECONDS = 60
@@ -53,37 +63,6 @@ DEAD_AT = 100
 _LONGEST = timedelta(days=3650)
 _UNKNOWN_URL = "this link is not known: check that it is complete, or ask for a new one"
 _WRONG_PIN = "the invitation number or the PIN is wrong"
-
-
-@dataclass(frozen=True, slots=True)
-class Registration:
-    """What an administrator registers; checked by `Invitations.issue`.
-
-    `names` are texts such as `dns:host.example`. `doors` None opens the profile's default doors.
-    """
-
-    profile: str
-    name: str = ""
-    email: str | None = None
-    device_id: str | None = None
-    names: tuple[str, ...] = ()
-    doors: frozenset[Door] | None = None
-    units: int = 1
-    expires: timedelta = timedelta(days=30)
-    renew_until: datetime | None = None
-    language: Language = Language.EN
-    approval: bool | None = None
-    hold: bool = False
-    mail: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Handover:
-    """What is shown once: the invitation, its PIN (None: ACME only) and its URL token (web)."""
-
-    invitation: Invitation
-    pin: Secret | None
-    token: Secret | None
 
 
 class Invitations:
@@ -102,7 +81,7 @@ class Invitations:
         self._clock = clock
         self._keyring = keyring
         self._profiles = profiles
-        self._throttle = SourceThrottle(store, clock, limits.guesses_per_source)
+        self._throttle = SourceThrottle(clock, limits.guesses_per_source)
         self._organization = organization
         # Argon2id takes tens of milliseconds and megabytes: never more than two at a time.
         self._hashing = threading.Semaphore(2)
@@ -198,7 +177,11 @@ class Invitations:
 
     def get(self, number: str) -> Invitation:
         """Find an invitation by number. Raises NotFound."""
-        found = self._store.read(lambda tx: registrations.get(tx, number))
+        return walk(self.getting(number), self._store)
+
+    def getting(self, number: str) -> Steps[Invitation]:
+        """Return the steps of `get`."""
+        found = yield from look(lambda tx: registrations.get(tx, number))
         if found is None:
             raise NotFound(f"there is no invitation {number}")
         return found
@@ -245,7 +228,7 @@ class Invitations:
                 )
             )
             return
-        self._throttle.count(source)
+        walk(self._throttle.count(source), self._store)
         raise BadCredentials("the PIN is wrong")
 
     def _begin_try(self, tx: Transaction, number: str) -> datetime:
@@ -280,9 +263,9 @@ class Invitations:
         once = f"{invitation.number}-{invitation.pin_generation}"
         outbox.tell_administrator(tx, "pin-dead", invitation, once, {})
 
-    def redeem(
+    def redeeming(
         self, number: str, typed: Secret, *, source: str, counted: bool = True
-    ) -> Invitation:
+    ) -> Steps[Invitation]:
         """Find and check an invitation at a guessable door: number (or empty) and long PIN.
 
         The hash is compared first: a right PIN is never refused because others guessed wrongly.
@@ -293,18 +276,17 @@ class Invitations:
             symbols = pin.normalize(typed.reveal())
         except BadCredentials:
             if counted:
-                self._throttle.require_quiet(source)
+                yield from self._throttle.require_quiet(source)
             raise
-        digest = self._pepper(symbols)
-        found = self._store.read(lambda tx: registrations.by_pin(tx, digest))
+        found = yield from read(registrations.by_pins, self._pepper(symbols))
         # Octets, because compare_digest refuses text that is not ASCII.
         known = found is not None and hmac.compare_digest(
             (number or found.number).encode(), found.number.encode()
         )
         if found is None or not known or found.pin_dead:
             if counted:
-                self._throttle.require_quiet(source)
-                self._throttle.count(source)
+                yield from self._throttle.require_quiet(source)
+                yield from self._throttle.count(source)
             raise BadCredentials(_WRONG_PIN)
         return found
 

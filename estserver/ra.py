@@ -3,7 +3,10 @@
 The only caller of `Issuer.sign`. Order: seen before? -> plan -> draft and lint -> commit the intent
 (spending the authority in the same transaction) -> sign the stored draft -> commit the certificate
 -> deliver. Killed anywhere, `finish` takes up what is committed; a draft is never built twice.
-What each transaction checks and writes stands in `intents`.
+What each transaction checks and writes stands in `intents` and `approvals`.
+
+The street is written as `steps`: whoever walks it alone calls `enroll`, a door with many customers
+gives `enrolling` to a convoy.
 """
 
 import contextlib
@@ -19,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_der_public_key,
 )
 
-from estserver import intents
+from estserver import approvals, intents, revoking
 from estserver.ca.issuer import Issuer
 from estserver.errors import (
     Conflict,
@@ -50,6 +53,9 @@ from estserver.model import (
     RevocationReason,
 )
 from estserver.profiles import Profile
+from estserver.revoking import Revocation
+from estserver.spending import revoked
+from estserver.steps import Steps, change, look, read, walk, write
 from estserver.store import Store, Transaction, certificates, revocations
 
 __all__ = [
@@ -98,34 +104,44 @@ class RegistrationAuthority:
 
         Raises a Refused that says what to change, and Unavailable when the database cannot take it.
         """
+        return walk(self.enrolling(request), self._store)
+
+    def enrolling(self, request: EnrollmentRequest) -> Steps[Issued | Pending]:
+        """Return the steps of `enroll`."""
         reach("parsed")
         entitlement, csr = request.entitlement, request.csr
         authority = entitlement.authority
         if csr.spki_sha256 in self._own_keys:
             raise KeyNotAllowed("this key belongs to a certification authority: make a new key")
-        known = self._store.read(lambda tx: intents.known(tx, authority, csr.spki_sha256))
+        known = yield from read(intents.known, (authority, csr.spki_sha256))
         if known and not self._is_over(known[0], request):
-            answer = self._answer(known[0], request.origin)
+            answer = yield from self._answer(known[0], request.origin)
             if answer is not None:
                 return answer
             if isinstance(authority, ACMEOrder):
                 raise Conflict("nothing more comes of this order: make a new one")
         profile = self._rules(entitlement.profile)
-        plan = profile.plan(csr, entitlement.grant, self._clock.now())
+        now = self._clock.now()
+        plan = profile.plan(csr, entitlement.grant, now)
         reach("planned")
         draft = self._issuer(plan.issuer).prepare(plan) if entitlement.approved else None
-        earlier = sum(enrollment.authority_key == authority.key for enrollment in known)
-        same_key = profile.settings.renewal.same_key
-        enrollment = self._store.write(
-            lambda tx: intents.record(tx, request, plan, draft, earlier=earlier, same_key=same_key)
+        intent = intents.intend(
+            request,
+            plan,
+            draft,
+            now,
+            earlier=sum(enrollment.authority_key == authority.key for enrollment in known),
+            same_key=profile.settings.renewal.same_key,
         )
-        if enrollment is None:
+        try:
+            enrollment = yield from write(intents.record, intent)
+        except intents.AskedBefore:
             # Another request with the same key came first: its answer is ours too.
-            return self.enroll(request)
+            return (yield from self.enrolling(request))
         if draft is None:
             return Pending(enrollment.id, self._retry_after)
         reach("intent-committed")
-        return self._sign_and_store(enrollment.id, draft, request.origin)
+        return (yield from self._sign_and_store(enrollment, draft, request.origin))
 
     def _is_over(self, earlier: Enrollment, request: EnrollmentRequest) -> bool:
         """Tell whether an earlier answer counts no more: those of renewals last a day."""
@@ -133,7 +149,7 @@ class RegistrationAuthority:
             return False
         return self._clock.now() - earlier.created_at > REPEAT_WINDOW
 
-    def _answer(self, enrollment: Enrollment, origin: Origin) -> Issued | Pending | None:
+    def _answer(self, enrollment: Enrollment, origin: Origin) -> Steps[Issued | Pending | None]:
         """Say again what an enrollment led to, going on where it stands; None: nothing any more."""
         match enrollment.state:
             case EnrollmentState.PENDING:
@@ -144,13 +160,15 @@ class RegistrationAuthority:
                     values={"reason": enrollment.reason or ""},
                 )
             case EnrollmentState.APPROVED:
-                return self._issue_approved(enrollment, origin)
+                return (yield from self._issue_approved(enrollment, origin))
             case EnrollmentState.ISSUING | EnrollmentState.ISSUED:
-                return self._finish_one(enrollment.id, origin)
+                return (yield from self._finish_one(enrollment, origin))
             case EnrollmentState.ABANDONED:
                 return None
 
-    def _sign_and_store(self, identifier: str, draft: Draft, origin: Origin) -> Issued:
+    def _sign_and_store(
+        self, enrollment: Enrollment, draft: Draft, origin: Origin
+    ) -> Steps[Issued]:
         """Sign a committed draft, store the outcome, and return what is stored.
 
         Raises CertificateRefused: it was revoked before it was there.
@@ -158,11 +176,12 @@ class RegistrationAuthority:
         self._issuer(draft.issuer)
         der = self._issuers[draft.issuer].sign(draft)
         reach("signed")
-        row, stored = self._store.write(lambda tx: intents.put(tx, identifier, der, origin))
+        signed = intents.Signed(enrollment, draft.serial, der, origin)
+        stored = yield from write(intents.put, signed)
         reach("stored")
-        if row.state is CertificateState.REVOKED:
-            raise intents.revoked(row)
-        return Issued(identifier, stored, repeated=stored != der)
+        if stored.revoked is not None:
+            raise revoked(stored.revoked)
+        return Issued(enrollment.id, stored.der, repeated=stored.der != der)
 
     def _rules(self, profile: str) -> Profile:
         if profile not in self._profiles:
@@ -191,7 +210,7 @@ class RegistrationAuthority:
         failures: list[Fault] = []
         for identifier in [*begun, *(enrollment.id for enrollment in approved)]:
             try:
-                answer = self._answer(self.enrollment(identifier), origin)
+                answer = walk(self._answer(self.enrollment(identifier), origin), self._store)
                 finished += isinstance(answer, Issued)
             except Refused:
                 # Revoked or rejected by now: its row and the audit trail say why.
@@ -202,12 +221,13 @@ class RegistrationAuthority:
             raise failures[0]
         return finished
 
-    def _finish_one(self, identifier: str, origin: Origin) -> Issued | None:
+    def _finish_one(self, enrollment: Enrollment, origin: Origin) -> Steps[Issued | None]:
         """Hand out the certificate of an intent, signing it first if need be.
 
         None: abandoned or expired. Raises CertificateRefused: revoked.
         """
-        row, draft, der = self._store.read(
+        identifier = enrollment.id
+        row, draft, der = yield from look(
             lambda tx: (
                 certificates.certificate(tx, identifier),
                 certificates.intent(tx, identifier),
@@ -218,16 +238,16 @@ class RegistrationAuthority:
             raise Fault(f"enrollment {identifier} lost its intent")
         state = row.state_at(self._clock.now())
         if state is CertificateState.REVOKED:
-            raise intents.revoked(row)
+            raise revoked(row)
         if der is not None:
             expired = state is CertificateState.EXPIRED
             return None if expired else Issued(identifier, der, repeated=True)
         if draft is None:
             return None
         if self._clock.now() - row.created_at > ABANDON_AFTER:
-            self._store.write(lambda tx: intents.abandon(tx, identifier, origin))
+            yield from change(lambda tx: intents.abandon(tx, identifier, origin))
             return None
-        return self._sign_and_store(identifier, draft, origin)
+        return (yield from self._sign_and_store(enrollment, draft, origin))
 
     # -- approval --------------------------------------------------------------------------------
 
@@ -237,7 +257,7 @@ class RegistrationAuthority:
         Raises NotFound, Conflict, RegistrationClosed.
         """
         enrollment = self.enrollment(identifier)
-        self._store.write(lambda tx: intents.approve(tx, enrollment, by, origin))
+        self._store.write(lambda tx: approvals.approve(tx, enrollment, by, origin))
         return self.enrollment(identifier)
 
     def reject(self, identifier: str, *, reason: str, by: str, origin: Origin) -> Enrollment:
@@ -246,21 +266,25 @@ class RegistrationAuthority:
         Raises NotFound, Conflict.
         """
         enrollment = self.enrollment(identifier)
-        self._store.write(lambda tx: intents.reject(tx, enrollment, reason, by, origin))
+        self._store.write(lambda tx: approvals.reject(tx, enrollment, reason, by, origin))
         return self.enrollment(identifier)
 
-    def _issue_approved(self, enrollment: Enrollment, origin: Origin) -> Issued | Pending | None:
+    def _issue_approved(
+        self, enrollment: Enrollment, origin: Origin
+    ) -> Steps[Issued | Pending | None]:
         profile = self._rules(enrollment.profile)
         public_key = cast("PublicKey", load_der_public_key(enrollment.spki))  # the wall checked it
         grant = Grant(enrollment.subject, frozenset(enrollment.names))
         plan = profile.plan_again(public_key, grant, self._clock.now())
         draft = self._issuer(plan.issuer).prepare(plan)
-        if not self._store.write(
-            lambda tx: intents.begin_approved(tx, enrollment, plan, draft, origin)
-        ):
-            return self._answer(self.enrollment(enrollment.id), origin)
+        begun = yield from change(
+            lambda tx: approvals.begin_approved(tx, enrollment, plan, draft, origin)
+        )
+        if not begun:
+            present = yield from look(lambda tx: certificates.enrollment(tx, enrollment.id))
+            return (yield from self._answer(present or enrollment, origin))
         reach("intent-committed")
-        return self._sign_and_store(enrollment.id, draft, origin)
+        return (yield from self._sign_and_store(enrollment, draft, origin))
 
     # -- revocation ------------------------------------------------------------------------------
 
@@ -279,29 +303,8 @@ class RegistrationAuthority:
         Raises NotFound, Conflict (revoked before).
         """
 
-        def unit(tx: Transaction) -> CertificateRecord:
-            record = certificates.certificate(tx, identifier)
-            if record is None:
-                raise NotFound("there is no such certificate")
-            if reason is RevocationReason.KEY_COMPROMISE:
-                # Key before certificate, the order in which a renewal looks at them.
-                revocations.block_key(tx, record.spki_sha256, reason.value)
-            if not revocations.revoke(tx, identifier, reason=reason, comment=comment):
-                raise Conflict(
-                    f"the certificate with serial {record.serial_hex} is revoked already"
-                )
-            tx.audit(
-                Event(
-                    "certificate.revoked",
-                    by,
-                    f"certificate {record.serial_hex}",
-                    {"reason": reason.value, "comment": comment, "enrollment": identifier},
-                ),
-                origin,
-            )
-            return record
-
-        self._store.write(unit)
+        revocation = Revocation(reason, comment, by)
+        self._store.write(lambda tx: revoking.revoke(tx, identifier, revocation, origin))
         return self.certificate(identifier)
 
     def revoke_superseded(self, origin: Origin) -> int:
@@ -310,7 +313,7 @@ class RegistrationAuthority:
         Never before the renewal was delivered: the overlap begins when it was issued.
         Returns how many were revoked.
         """
-        revoked = 0
+        count = 0
         for profile in tuple(self._profiles.values()):
             renewal = profile.settings.renewal
             if not renewal.revoke_superseded:
@@ -331,8 +334,8 @@ class RegistrationAuthority:
                         by="server",
                         origin=origin,
                     )
-                    revoked += 1
-        return revoked
+                    count += 1
+        return count
 
     def record_refusal(self, applicant: str, error: Refused, origin: Origin) -> None:
         """Record that an identified applicant was refused. Raises Unavailable."""

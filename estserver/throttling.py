@@ -9,7 +9,8 @@ from datetime import timedelta
 
 from estserver.errors import TooManyAttempts
 from estserver.model import Clock
-from estserver.store import Store, registrations
+from estserver.steps import Steps, change, look
+from estserver.store import registrations
 
 WINDOW_SECONDS = 3600
 _IPV4_PREFIX = 24
@@ -19,15 +20,14 @@ _IPV6_PREFIX = 56
 class SourceThrottle:
     """At most `limit` wrong PINs from one source prefix in an hour. Thread-safe."""
 
-    def __init__(self, store: Store, clock: Clock, limit: int) -> None:
-        self._store = store
+    def __init__(self, clock: Clock, limit: int) -> None:
         self._clock = clock
         self._limit = limit
 
-    def require_quiet(self, source: str) -> None:
+    def require_quiet(self, source: str) -> Steps[None]:
         """Raise TooManyAttempts once a source has used up its guesses. Writes nothing."""
         key = source_key(source)
-        count = self._store.read(lambda tx: registrations.failures(tx, key, window=WINDOW_SECONDS))
+        count = yield from look(lambda tx: registrations.failures(tx, key, window=WINDOW_SECONDS))
         if count >= self._limit:
             left = WINDOW_SECONDS - int(self._clock.now().timestamp()) % WINDOW_SECONDS
             raise TooManyAttempts(
@@ -35,10 +35,10 @@ class SourceThrottle:
                 retry_after=timedelta(seconds=left),
             )
 
-    def count(self, source: str) -> None:
+    def count(self, source: str) -> Steps[None]:
         """Count one wrong PIN."""
         key = source_key(source)
-        self._store.write(lambda tx: registrations.count_attempt(tx, key, window=WINDOW_SECONDS))
+        yield from change(lambda tx: registrations.count_attempt(tx, key, window=WINDOW_SECONDS))
 
 
 def source_key(source: str) -> str:

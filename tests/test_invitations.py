@@ -23,6 +23,7 @@ from estserver.errors import (
 from estserver.invitations import DEAD_AT, FREE_TRIES, MAX_DELAY_SECONDS, Handover, Registration
 from estserver.model import Door, InvitationState, Language, Secret
 from estserver.settings import Limits
+from estserver.steps import walk
 from estserver.store import Transaction, outbox, registrations
 from estserver.store.tables import attempts, audit_events, metadata
 from estserver.throttling import source_key
@@ -92,7 +93,7 @@ def redeem(
 ) -> tuple[type[Exception], str] | None:
     """Show a PIN at the guessable door; return class and text of what was raised."""
     try:
-        parts.invitations.redeem(number, secret, source=source)
+        walk(parts.invitations.redeeming(number, secret, source=source), parts.store)
     except (BadCredentials, TooManyAttempts) as error:
         return type(error), error.detail
     return None
@@ -421,8 +422,9 @@ def test_a_source_prefix_shares_its_count_across_numbers_restart_and_processes(
         redeem(both, f"{n}", wrong(pin.LONG), f"198.51.100.{n}")
     other = both.another()
     with closing(other.store):
+        steps = other.invitations.redeeming("x", wrong(pin.LONG), source="198.51.100.250")
         with pytest.raises(TooManyAttempts) as refused:
-            other.invitations.redeem("x", wrong(pin.LONG), source="198.51.100.250")
+            walk(steps, other.store)
         assert refused.value.retry_after is not None
         assert SECOND <= refused.value.retry_after <= timedelta(hours=1)
         answer = redeem(other, "x", wrong(pin.LONG), "198.51.101.1")
@@ -461,8 +463,9 @@ def test_what_spends_nothing_counts_nothing(parts: Parts) -> None:
             parts.authenticator.entitle(
                 PINCredential(handover.invitation.number, wrong(pin.LONG), SOURCE), counted=False
             )
+        steps = parts.invitations.redeeming("1", Secret("00000-00000-0001"), source=SOURCE)
         with pytest.raises(MistypedPIN):
-            parts.invitations.redeem("1", Secret("00000-00000-0001"), source=SOURCE)
+            walk(steps, parts.store)
     query = sa.select(sa.func.count()).select_from(attempts)
     assert parts.store.read(lambda tx: tx.connection.execute(query).scalar_one()) == 0
 

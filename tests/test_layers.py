@@ -8,14 +8,14 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "estserver"
 # Lowest first; a module may import its own room and the rooms before it.
 ROOMS = (
-    ("errors", "model", "failpoints", "sortable_ids", "shipped_profiles"),
+    ("errors", "model", "registration", "failpoints", "sortable_ids", "shipped_profiles"),
     ("names", "name_grammar", "keyring", "pin", "settings"),
     ("csr", "csr_body", "public_keys", "config", "journal"),
     ("profiles", "name_constraints"),
     ("ca", "store", "mail"),
     ("steps", "convoy", "spending"),
     ("invitations", "notices", "external_binding", "throttling"),
-    ("authentication", "intents", "approvals"),
+    ("revoking", "authentication", "credentials", "intents", "approvals"),
     ("ra", "status"),
     ("own_certificates",),
     ("core", "duties", "anchor"),

@@ -76,11 +76,13 @@ def test_one_key_is_not_certified_for_two_registrations_at_once(both: Parts) -> 
     csr = csr_of(key)
     request = EnrollmentRequest(both.entitle(both.invite()), csr, Via.EST, ORIGIN)
     plan = both.profiles["device"].plan(csr, request.entitlement.grant, both.clock.now())
-    draft = both.issuer.prepare(plan)
+    intent = intents.intend(
+        request, plan, both.issuer.prepare(plan), both.clock.now(), earlier=0, same_key=True
+    )
     other = there.entitle(there.invite())
 
     def record(tx: Transaction) -> object:
-        return intents.record(tx, request, plan, draft, earlier=0, same_key=True)
+        return intents.record(tx, [intent])
 
     try:
         with pytest.raises(KeyNotAllowed, match="another registration"):

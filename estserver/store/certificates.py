@@ -12,20 +12,12 @@ from estserver.model import (
     Draft,
     Enrollment,
     EnrollmentState,
-    Plan,
     RevocationReason,
     Via,
 )
-from estserver.names import (
-    decode_name,
-    decode_names,
-    display_name,
-    encode_name,
-    encode_names,
-    format_general_name,
-)
+from estserver.names import decode_name, decode_names
 from estserver.store.engine import Transaction, from_unix, to_unix
-from estserver.store.journalling import tell_abandoned, tell_certificate, tell_intent
+from estserver.store.journalling import tell_abandoned, tell_certificate
 from estserver.store.tables import certificate_bytes, certificates, enrollments
 
 
@@ -73,28 +65,6 @@ def _record(row: sa.Row[Any]) -> CertificateRecord:
     )
 
 
-def add_enrollment(tx: Transaction, enrollment: Enrollment, *, correlation: str) -> bool:
-    """Insert an enrollment; False if the same question (`correlation`) is there already."""
-    return tx.insert_new(
-        enrollments,
-        id=enrollment.id,
-        correlation=correlation,
-        authority_key=enrollment.authority_key,
-        spki_sha256=enrollment.spki_sha256,
-        invitation=enrollment.invitation,
-        profile=enrollment.profile,
-        state=enrollment.state.value,
-        via=enrollment.via.value,
-        applicant=enrollment.applicant,
-        subject=encode_name(enrollment.subject),
-        names=encode_names(enrollment.names),
-        spki=enrollment.spki,
-        renews=enrollment.renews,
-        proof=enrollment.proof,
-        created_at=to_unix(enrollment.created_at),
-    )
-
-
 def enrollment(tx: Transaction, identifier: str) -> Enrollment | None:
     """Find an enrollment by its id."""
     row = tx.connection.execute(
@@ -103,17 +73,19 @@ def enrollment(tx: Transaction, identifier: str) -> Enrollment | None:
     return None if row is None else _enrollment(row)
 
 
-def enrollments_of(tx: Transaction, authority_key: str, spki_sha256: bytes) -> list[Enrollment]:
-    """List what one authority was asked for one key, newest first."""
-    query = (
-        sa.select(enrollments)
-        .where(
-            enrollments.c.authority_key == authority_key,
-            enrollments.c.spki_sha256 == spki_sha256,
-        )
-        .order_by(enrollments.c.id.desc())
-    )
-    return [_enrollment(row) for row in tx.connection.execute(query)]
+_OF_KEYS = (
+    sa.select(enrollments)
+    .where(enrollments.c.spki_sha256.in_(sa.bindparam("digests", expanding=True)))
+    .order_by(enrollments.c.id.desc())
+)
+
+
+def enrollments_of_keys(tx: Transaction, digests: Sequence[bytes]) -> dict[bytes, list[Enrollment]]:
+    """Return what was asked for each of some keys, newest first; keys never seen are left out."""
+    found: dict[bytes, list[Enrollment]] = {}
+    for row in tx.connection.execute(_OF_KEYS, {"digests": digests}):
+        found.setdefault(bytes(row.spki_sha256), []).append(_enrollment(row))
+    return found
 
 
 def enrollments_under(tx: Transaction, authority_key: str) -> list[Enrollment]:
@@ -137,16 +109,6 @@ def enrollment_states(
         row.authority_key: (row.id, EnrollmentState(row.state), row.reason)
         for row in tx.connection.execute(query)
     }
-
-
-def enrollments_for_key(tx: Transaction, number: str, spki_sha256: bytes) -> list[Enrollment]:
-    """List every enrollment of one key under an invitation, newest first."""
-    query = (
-        sa.select(enrollments)
-        .where(enrollments.c.invitation == number, enrollments.c.spki_sha256 == spki_sha256)
-        .order_by(enrollments.c.id.desc())
-    )
-    return [_enrollment(row) for row in tx.connection.execute(query)]
 
 
 def invitation_enrollments(tx: Transaction, number: str) -> list[Enrollment]:
@@ -204,32 +166,6 @@ def mark_taken(tx: Transaction, identifier: str) -> bool:
         .values(taken_at=tx.at)
     )
     return changed == 1
-
-
-def add_intent(tx: Transaction, enrollment: Enrollment, plan: Plan, draft: Draft) -> None:
-    """Record what is about to be signed: the row exists before the signature does."""
-    tx.connection.execute(
-        sa.insert(certificates).values(
-            enrollment=enrollment.id,
-            issuer=draft.issuer,
-            serial=f"{draft.serial:040x}",
-            subject=display_name(plan.subject),
-            names=[format_general_name(name) for name in plan.names],
-            profile=plan.profile,
-            invitation=enrollment.invitation,
-            via=enrollment.via.value,
-            state=CertificateState.ISSUING.value,
-            not_before=to_unix(draft.not_before),
-            not_after=to_unix(draft.not_after),
-            spki_sha256=enrollment.spki_sha256,
-            renews=enrollment.renews,
-            created_at=tx.at,
-        )
-    )
-    tx.connection.execute(
-        sa.insert(certificate_bytes).values(enrollment=enrollment.id, tbs=draft.tbs)
-    )
-    tell_intent(tx, enrollment, draft)
 
 
 def intent(tx: Transaction, identifier: str) -> Draft | None:
@@ -352,8 +288,22 @@ def by_serial(tx: Transaction, serial: int) -> list[CertificateRecord]:
 
 def by_spki(tx: Transaction, digest: bytes) -> list[CertificateRecord]:
     """List every certificate for one public key."""
-    query = sa.select(certificates).where(certificates.c.spki_sha256 == digest)
-    return [_record(row) for row in tx.connection.execute(query)]
+    return certified_among(tx, [digest]).get(digest, [])
+
+
+_CERTIFIED = sa.select(certificates).where(
+    certificates.c.spki_sha256.in_(sa.bindparam("digests", expanding=True))
+)
+
+
+def certified_among(
+    tx: Transaction, digests: Sequence[bytes]
+) -> dict[bytes, list[CertificateRecord]]:
+    """Return the certificates of each of some keys; keys never certified are left out."""
+    found: dict[bytes, list[CertificateRecord]] = {}
+    for row in tx.connection.execute(_CERTIFIED, {"digests": digests}):
+        found.setdefault(bytes(row.spki_sha256), []).append(_record(row))
+    return found
 
 
 def invitation_certificates(tx: Transaction, number: str) -> list[CertificateRecord]:

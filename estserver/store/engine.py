@@ -13,7 +13,7 @@ import queue
 import secrets
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -53,6 +53,12 @@ def from_unix(seconds: int) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
 
 
+_DIGESTS = sa.func.unnest(
+    sa.bindparam("digests", type_=postgresql.ARRAY(sa.BigInteger))
+).column_valued("digest")
+_LOCK = sa.select(sa.func.pg_advisory_xact_lock(_DIGESTS))
+
+
 @dataclass(slots=True)
 class Transaction:
     """What a unit of work may use: the connection, the time, and the audit trail."""
@@ -86,14 +92,15 @@ class Transaction:
         statement = statement.execution_options(preserve_rowcount=True)
         return self.connection.execute(statement).rowcount == 1
 
-    def lock(self, digest: bytes) -> None:
-        """Wait until no other transaction holds what `digest` (of 8 bytes or more) names.
+    def lock(self, digests: Sequence[bytes]) -> None:
+        """Wait until no other transaction holds what `digests` (of 8 bytes or more) name.
 
         For rules about rows that are not there yet. SQLite has one writer at a time anyway.
         """
         if self.connection.dialect.name == "postgresql":
-            name = int.from_bytes(digest[:8], signed=True)
-            self.connection.execute(sa.select(sa.func.pg_advisory_xact_lock(name)))
+            # In one order for all, or two transactions would wait for each other.
+            names = sorted({int.from_bytes(digest[:8], signed=True) for digest in digests})
+            self.connection.execute(_LOCK, {"digests": names})
 
     def change(self, statement: sa.Update | sa.Delete) -> int:
         """Run a conditional UPDATE or DELETE; return how many rows it changed."""

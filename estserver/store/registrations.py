@@ -1,6 +1,6 @@
 """Invitations and failed attempts: rows in, frozen values out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -105,14 +105,17 @@ def by_url(tx: Transaction, url_hash: bytes) -> Invitation | None:
     return None if row is None else _invitation(row)
 
 
-def by_pin(tx: Transaction, digest: bytes) -> Invitation | None:
-    """Find an invitation by the keyed hash of its long PIN."""
-    row = tx.connection.execute(
-        sa.select(invitations).where(
-            invitations.c.pin_scheme == "hmac", invitations.c.pin_hash == digest
-        )
-    ).one_or_none()
-    return None if row is None else _invitation(row)
+_BY_PINS = sa.select(invitations).where(
+    invitations.c.pin_scheme == "hmac",
+    invitations.c.pin_hash.in_(sa.bindparam("digests", expanding=True)),
+)
+
+
+def by_pins(tx: Transaction, digests: Sequence[bytes]) -> list[Invitation | None]:
+    """Find the invitations of long PINs by the keyed hashes of those."""
+    rows = tx.connection.execute(_BY_PINS, {"digests": digests})
+    found = {bytes(row.pin_hash): _invitation(row) for row in rows}
+    return [found.get(digest) for digest in digests]
 
 
 def pin_hash(tx: Transaction, number: str) -> PINHash:
@@ -177,6 +180,32 @@ def set_pin(tx: Transaction, number: str, pin: PINHash, *, expires_at: datetime)
         )
     )
     tell_registration(tx, number)
+
+
+_SPEND = (
+    sa.update(invitations)
+    .where(
+        invitations.c.number.in_(sa.bindparam("numbers", expanding=True)),
+        invitations.c.state == InvitationState.OPEN.value,
+        invitations.c.expires_at > sa.bindparam("now"),
+        invitations.c.units_used + sa.bindparam("count") <= invitations.c.units,
+    )
+    .values(units_used=invitations.c.units_used + sa.bindparam("count"))
+    .returning(invitations.c.number)
+)
+
+
+def spend_units(tx: Transaction, wanted: Mapping[str, int]) -> set[str]:
+    """Take several units at once, so many from each invitation by its number.
+
+    Returns those that are open, in time and had as many left; from the others none was taken.
+    """
+    taken: set[str] = set()
+    for count in set(wanted.values()):
+        numbers = [number for number, units in wanted.items() if units == count]
+        parameters = {"numbers": numbers, "now": tx.at, "count": count}
+        taken.update(tx.connection.execute(_SPEND, parameters).scalars())
+    return taken
 
 
 def spend_unit(tx: Transaction, number: str, *, bound: bool = False) -> bool:

@@ -85,14 +85,23 @@ def revoked(
 
 def block_key(tx: Transaction, spki_sha256: bytes, reason: str) -> None:
     """Never certify this public key again; who is just about to finishes first, or is refused."""
-    tx.lock(spki_sha256)
+    tx.lock([spki_sha256])
     tx.insert_new(blocked_keys, spki_sha256=spki_sha256, reason=reason, blocked_at=tx.at)
 
 
 def is_blocked(tx: Transaction, spki_sha256: bytes) -> bool:
     """Tell whether this public key was blocked."""
-    query = sa.select(blocked_keys.c.spki_sha256).where(blocked_keys.c.spki_sha256 == spki_sha256)
-    return tx.connection.execute(query).first() is not None
+    return bool(blocked_among(tx, [spki_sha256]))
+
+
+_BLOCKED = sa.select(blocked_keys.c.spki_sha256).where(
+    blocked_keys.c.spki_sha256.in_(sa.bindparam("digests", expanding=True))
+)
+
+
+def blocked_among(tx: Transaction, digests: Sequence[bytes]) -> set[bytes]:
+    """Return which of some public keys were blocked."""
+    return {bytes(row[0]) for row in tx.connection.execute(_BLOCKED, {"digests": digests})}
 
 
 def newest_crl(

@@ -7,18 +7,19 @@ import threading
 
 from estserver import intents
 from estserver.cli import main
-from estserver.model import Draft, Issued, Origin
+from estserver.model import Draft, Enrollment, Issued, Origin
 from estserver.ra import RegistrationAuthority
+from estserver.steps import Steps
 
 
 def _deliver_first(
-    self: RegistrationAuthority, identifier: str, draft: Draft, origin: Origin
-) -> Issued:
+    self: RegistrationAuthority, enrollment: Enrollment, draft: Draft, origin: Origin
+) -> Steps[Issued]:
     der = self._issuers[draft.issuer].sign(draft)
-    threading.Timer(
-        0.5, lambda: self._store.write(lambda tx: intents.put(tx, identifier, der, origin))
-    ).start()
-    return Issued(identifier, der, repeated=False)
+    signed = intents.Signed(enrollment, draft.serial, der, origin)
+    threading.Timer(0.5, lambda: self._store.write(lambda tx: intents.put(tx, [signed]))).start()
+    yield from ()
+    return Issued(enrollment.id, der, repeated=False)
 
 
 RegistrationAuthority._sign_and_store = _deliver_first  # type: ignore[method-assign]
