@@ -31,34 +31,52 @@ def print_acme(core: Core, invitation: Invitation, root: Path) -> None:
     click.echo(f"  kid        {row['kid']}")
     click.echo(f"  HMAC key   {row['hmac_key']}")
     click.echo(f"  root       {root}")
-    names = _names(invitation)
-    if not names:
+    names = _names(invitation, x509.DNSName)
+    addresses = _names(invitation, x509.IPAddress)
+    if not names + addresses:
         click.echo("  It has no host name or address, which is all that ACME can ask for.")
         return
     click.echo("\n  The names need no challenge. With the client you have:")
-    for client, lines in _commands(row, names, root).items():
-        click.echo(f"\n  {client}")
+    for client, lines in _commands(row, names, addresses, root).items():
+        click.echo(f"\n  {client}{_remark(client, invitation, names, addresses)}")
         for line in lines:
             click.echo(f"    {line}")
 
 
-def _names(invitation: Invitation) -> list[str]:
-    kinds = (x509.DNSName, x509.IPAddress)
-    return [str(name.value) for name in invitation.names if isinstance(name, kinds)]
+def _names(invitation: Invitation, kind: type[x509.DNSName | x509.IPAddress]) -> list[str]:
+    return [str(name.value) for name in invitation.names if isinstance(name, kind)]
 
 
-def _commands(row: dict[str, str], names: list[str], root: Path) -> dict[str, list[str]]:
+def _remark(client: str, invitation: Invitation, names: list[str], addresses: list[str]) -> str:
+    """Return what one must know of a client before its commands work for these names."""
+    if addresses and client == "certbot":
+        return " (5.3 or later: older ones know no addresses)"
+    if addresses and client == "lego":
+        return " (a recent one: 4.9 knows no addresses)"
+    wanted = len(names + addresses)
+    if client.startswith("Caddy") and invitation.units < wanted:
+        return f", one certificate for each name: invite with --max {wanted}"
+    return ""
+
+
+def _commands(
+    row: dict[str, str], names: list[str], addresses: list[str], root: Path
+) -> dict[str, list[str]]:
     """Return what to type or write for each client; each string is one line."""
     directory, kid, key = row["directory"], row["kid"], row["hmac_key"]
     ca, url = shlex.quote(str(root)), shlex.quote(directory)
-    quoted = [shlex.quote(name) for name in names]
+    quoted = [shlex.quote(name) for name in names + addresses]
     each = " ".join(f"-d {name}" for name in quoted)
+    for_certbot = [
+        *(f"-d {shlex.quote(name)}" for name in names),
+        *(f"--ip-address {address}" for address in addresses),
+    ]
     return {
         "certbot": [
             (
                 f"REQUESTS_CA_BUNDLE={ca} certbot certonly -n --agree-tos "
                 f"--register-unsafely-without-email --server {url} --eab-kid {kid} "
-                f"--eab-hmac-key={key} --standalone {each}"
+                f"--eab-hmac-key={key} --standalone {' '.join(for_certbot)}"
             )
         ],
         "lego": [
@@ -79,7 +97,7 @@ def _commands(row: dict[str, str], names: list[str], root: Path) -> dict[str, li
             f"uacme -a {url} -h /bin/true issue {' '.join(quoted)}",
         ],
         "Caddy (Caddyfile)": [
-            f"{', '.join(names)} {{",
+            f"{', '.join(names + addresses)} {{",
             "    tls {",
             f"        issuer acme {directory} {{",
             f"            eab {kid} {key}",

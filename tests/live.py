@@ -321,7 +321,12 @@ def ports_of(ports: Ports) -> tuple[int, int, int, int]:
     return ports.web, ports.devices, ports.status, ports.management
 
 
-def make_template(directory: Path) -> Path:
-    """Make the instance that all others are copied from; ports 1 to 4 are placeholders."""
-    create_instance(directory, MovableClock(), InstanceOptions(ports=Ports(1, 2, 3, 4)))
+def make_template(directory: Path, *, age: timedelta = timedelta(0)) -> Path:
+    """Make the instance that others are copied from, as of `age` ago.
+
+    Ports 1 to 4 are placeholders.
+    """
+    clock = MovableClock()
+    clock.advance(-age)
+    create_instance(directory, clock, InstanceOptions(ports=Ports(1, 2, 3, 4)))
     return directory

@@ -1,8 +1,11 @@
 """Programs of other people, run as their users run them."""
 
+import contextlib
 import os
 import subprocess
-from collections.abc import Mapping
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,6 +44,41 @@ class Shell:
             self.folder,
             {**self.variables, **variables},
         )
+
+    @contextlib.contextmanager
+    def serving(self, command: str, **variables: str) -> Iterator["Running"]:
+        """Keep a program running until the block is left."""
+        log = self.folder / "serving.log"
+        with log.open("ab") as out:
+            process = subprocess.Popen(
+                ["bash", "-c", f"exec {command}"],
+                cwd=self.folder,
+                env=environment(self.folder, {**self.variables, **variables}),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+            )
+        try:
+            yield Running(process, log)
+        finally:
+            process.terminate()
+            process.wait(PATIENCE_SECONDS)
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A program that runs, and the file that takes what it says."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def until(self, condition: Callable[[], object]) -> None:
+        """Look again and again until something is so."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not condition():
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            threading.Event().wait(0.05)
 
 
 def environment(folder: Path, variables: Mapping[str, str]) -> dict[str, str]:

@@ -1,0 +1,105 @@
+"""uacme, and the tls-alpn-01 responder that comes with it."""
+
+import shlex
+from collections.abc import Callable
+
+import pytest
+
+from estserver.invitations import Handover
+from tests.interop.acme.conftest import PrintFor
+from tests.interop.acme.world import HOOKED, STANDALONE, World
+from tests.interop.commands import Shell
+
+UACME = Callable[[str], str]
+_NAMES = ("dns:one.example.org", "dns:two.example.org")
+_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
+_HOOK = """#!/bin/sh
+[ "$2" = "$WAY" ] || exit 1
+case "$1 $2" in
+    "begin http-01") mkdir -p "$WWW/.well-known/acme-challenge"
+                     printf %s "$5" > "$WWW/.well-known/acme-challenge/$4" ;;
+    "done http-01") rm "$WWW/.well-known/acme-challenge/$4" ;;
+    "begin dns-01") echo "$5" >> "$TXT/_acme-challenge.$3" ;;
+    "done dns-01") rm -f "$TXT/_acme-challenge.$3" ;;
+    "begin tls-alpn-01") echo "auth $3 $5" | ualpn -s ./socket | grep -q ^OK ;;
+    "done tls-alpn-01") echo "unauth $3" | ualpn -s ./socket | grep -q ^OK ;;
+esac
+"""
+
+
+@pytest.fixture
+def uacme(shell: Shell) -> UACME:
+    """Return what runs a line of uacme: with our root where it looks, in a folder of its own."""
+    hook = shell.folder / "hook"
+    hook.write_text(_HOOK)
+    hook.chmod(0o755)
+
+    def run(line: str) -> str:
+        # It takes no CA file: a mount of its own puts ours in the system's place.
+        command = line.replace("uacme ", f"uacme -c . -a {shell.variables['DIR']} ", 1)
+        script = f"mount --bind {shlex.quote(shell.variables['CA'])} {_BUNDLE} && {command}"
+        return shell.run(f"unshare -m bash -c {shlex.quote(script)}")
+
+    return run
+
+
+@pytest.mark.row("ACME-015", "ACME-070", "ACME-090", "ACME-098", "ACME-109", "ACME-152")
+def test_an_invitation_from_account_to_deactivation(
+    world: World, handover: Handover, shell: Shell, uacme: UACME, printed: dict[str, list[str]]
+) -> None:
+    with world.earlier():
+        for command in printed["uacme"]:
+            uacme(command)
+    path = shell.folder / "one.example.org/cert.pem"
+    first = world.certificate(path, *_NAMES)
+    assert world.shown_by(first) == set()
+    uacme("uacme -y update new@example.org")
+    uacme("uacme newkey")
+    uacme("uacme -h /bin/true issue one.example.org two.example.org")
+    second = world.certificate(path, *_NAMES)
+    assert second.serial_number != first.serial_number
+    assert world.live.core.invitations.get(handover.invitation.number).units_used == 1
+    uacme(f"uacme revoke {path}")
+    world.require_revoked(second)
+    uacme("uacme deactivate")
+
+
+@pytest.mark.row("ACME-164")
+def test_what_is_printed_for_a_wildcard_and_an_address(
+    world: World, shell: Shell, uacme: UACME, print_for: PrintFor
+) -> None:
+    names = ("dns:one.example.org", "dns:*.one.example.org", "ip:192.0.2.1")
+    for command in print_for(world.live.invite("server", names=names))["uacme"]:
+        uacme(command)
+    path = shell.folder / "one.example.org/cert.pem"
+    assert world.shown_by(world.certificate(path, *names)) == set()
+
+
+@pytest.mark.row("ACME-128", "ACME-136", "ACME-153", "ACME-160", "ACME-164", "ACME-167")
+@pytest.mark.parametrize(
+    ("way", "names"),
+    [
+        ("http-01", ("one.example.org", HOOKED)),
+        ("dns-01", ("one.example.org", "*.one.example.org")),
+        ("tls-alpn-01", ("alone.example.org", STANDALONE)),
+    ],
+)
+def test_names_and_addresses_are_shown_by(
+    world: World, shell: Shell, uacme: UACME, way: str, names: tuple[str, str]
+) -> None:
+    uacme("uacme -y new")
+    responder = (
+        f"ualpn -b {STANDALONE}@$TLS -c {STANDALONE}@1 -s ./socket -p ./pid & "
+        "trap 'kill %1; wait' EXIT; until [ -S socket ]; do sleep 0.05; done; "
+    )
+    # The mount must hold for uacme alone, so that the responder goes around it.
+    issue = f"WAY={way} uacme -h ./hook issue {names[0]} '{names[1]}'"
+    uacme(f"{{ {responder if way == 'tls-alpn-01' else ''}{issue}; }}")
+    kinds = ("dns", "ip" if names[1][0].isdigit() else "dns")
+    path = shell.folder / names[0] / "cert.pem"
+    certificate = world.certificate(
+        path, *(f"{kind}:{name}" for kind, name in zip(kinds, names, strict=True))
+    )
+    assert world.shown_by(certificate) == {way}
+    uacme(f"uacme revoke {path} private/{names[0]}/key.pem")
+    world.require_revoked(certificate)
