@@ -1,11 +1,16 @@
-"""What every listing command shares: its options, and pages read until there are enough."""
+"""What commands about records share: their options, pages read until enough, one found."""
 
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import click
 
+from estserver.cli_operator import Serial
 from estserver.cli_output import hint
+from estserver.core import Core
+from estserver.errors import Conflict, NotFound
+from estserver.model import CertificateRecord
+from estserver.store import certificates as certificate_rows
 
 T = TypeVar("T")
 _PAGE = 500
@@ -40,3 +45,18 @@ def collect(
         if not as_json:
             hint(f"The newest {wanted} only: --limit 0 shows all.")
     return found
+
+
+def find_certificate(core: Core, serial: Serial) -> CertificateRecord:
+    """Find the one certificate that was meant. Raises NotFound, Conflict."""
+    found = core.store.read(
+        lambda tx: [
+            record for number in serial.numbers for record in certificate_rows.by_serial(tx, number)
+        ]
+    )
+    if not found:
+        raise NotFound(f"there is no certificate with serial {serial.text}")
+    if len(found) > 1:
+        meant = ", ".join(f"0x{record.serial_hex}" for record in found)
+        raise Conflict(f"serial {serial.text} can mean several certificates: {meant}")
+    return found[0]

@@ -8,7 +8,7 @@ import click
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from estserver.cli_listing import JSON, LIMIT, collect
+from estserver.cli_listing import JSON, LIMIT, collect, find_certificate
 from estserver.cli_operator import DURATION, SERIAL, Operator, Serial
 from estserver.cli_output import (
     Columns,
@@ -23,14 +23,13 @@ from estserver.cli_output import (
     print_json,
     print_rows,
 )
+from estserver.cli_revocation import revoke, revoke_many
 from estserver.core import Core
-from estserver.errors import Conflict, NotFound
+from estserver.errors import NotFound
 from estserver.model import (
-    CertificateRecord,
     CertificateState,
     EnrollmentState,
     Invitation,
-    RevocationReason,
 )
 from estserver.store import certificates as certificate_rows
 from estserver.store import outbox
@@ -309,21 +308,6 @@ def list_certificates(
     print_rows([certificate_row(one, now) for one in found], columns, as_json=as_json)
 
 
-def _find(core: Core, serial: Serial) -> CertificateRecord:
-    """Find the one certificate that was meant. Raises NotFound, Conflict."""
-    found = core.store.read(
-        lambda tx: [
-            record for number in serial.numbers for record in certificate_rows.by_serial(tx, number)
-        ]
-    )
-    if not found:
-        raise NotFound(f"there is no certificate with serial {serial.text}")
-    if len(found) > 1:
-        meant = ", ".join(f"0x{record.serial_hex}" for record in found)
-        raise Conflict(f"serial {serial.text} can mean several certificates: {meant}")
-    return found[0]
-
-
 @certificates.command("show")
 @click.argument("serial", type=SERIAL)
 @JSON
@@ -331,7 +315,7 @@ def _find(core: Core, serial: Serial) -> CertificateRecord:
 def show_certificate(operator: Operator, serial: Serial, *, as_json: bool) -> None:
     """Show a certificate's row."""
     with operator.core() as core:
-        row = certificate_row(_find(core, serial), core.clock.now())
+        row = certificate_row(find_certificate(core, serial), core.clock.now())
     print_fields(row, as_json=as_json)
 
 
@@ -348,7 +332,7 @@ def export(operator: Operator, serial: Serial, *, der: bool, chain: bool, out: I
     if der and chain:
         raise click.UsageError("--der writes one certificate: it goes without --chain")
     with operator.core() as core:
-        record = _find(core, serial)
+        record = find_certificate(core, serial)
         stored = core.ra.certificate_of(record.enrollment)
         if stored is None:
             raise NotFound(f"certificate {record.serial_hex} was never signed")
@@ -360,24 +344,5 @@ def export(operator: Operator, serial: Serial, *, der: bool, chain: bool, out: I
     out.write(content)
 
 
-@certificates.command("revoke")
-@click.argument("serial", type=SERIAL)
-@click.option(
-    "--reason",
-    required=True,
-    type=click.Choice([reason.value for reason in RevocationReason], case_sensitive=False),
-    help="RFC 5280 §5.3.1. keyCompromise blocks the key for ever.",
-)
-@click.option("--comment", metavar="TEXT", help="For the audit trail.")
-@click.pass_obj
-def revoke(operator: Operator, serial: Serial, *, reason: str, comment: str | None) -> None:
-    """Revoke a certificate at once and for good."""
-    with operator.core() as core:
-        record = core.ra.revoke(
-            _find(core, serial).enrollment,
-            reason=RevocationReason(reason),
-            comment=comment,
-            by=operator.by,
-            origin=operator.origin,
-        )
-    click.echo(f"Certificate {record.serial_hex} is revoked ({reason}).")
+certificates.add_command(revoke)
+certificates.add_command(revoke_many)

@@ -1,0 +1,210 @@
+"""Commands that revoke: one certificate, or all that have something in common."""
+
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.request import Request, urlopen
+
+import click
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509 import ocsp
+
+from estserver.cli_listing import find_certificate
+from estserver.cli_operator import DATE, SERIAL, Operator, Serial
+from estserver.cli_output import hint
+from estserver.core import Core
+from estserver.errors import BadInput
+from estserver.model import CertificateRecord, KeyType, RevocationReason
+from estserver.revoking import Revocation, revoke_selected
+from estserver.store.selection import Selection, count, select
+
+_PATIENCE_SECONDS = 10
+"""Within this time every node says revoked."""
+_PAUSE_SECONDS = 0.25
+_reason = click.option(
+    "--reason",
+    required=True,
+    type=click.Choice([reason.value for reason in RevocationReason], case_sensitive=False),
+    help="RFC 5280 §5.3.1. keyCompromise blocks the key for ever.",
+)
+_comment = click.option("--comment", metavar="TEXT", help="For the audit trail.")
+
+
+def selecting(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options that say which certificates are meant."""
+    for option in reversed(
+        (
+            click.option("--issuer", metavar="NAME", help="Issued by this CA."),
+            click.option("--profile", metavar="P", help="Of this profile."),
+            click.option(
+                "--key-type",
+                type=click.Choice([kind.value for kind in KeyType]),
+                help="With a key of this type.",
+            ),
+            click.option("--invitation", metavar="N", help="From this registration."),
+            click.option("--email", metavar="ADDR", help="From registrations with this address."),
+            click.option(
+                "--issued-after", type=DATE, metavar="DATE", help="Issued after that day."
+            ),
+            click.option(
+                "--issued-before", type=DATE, metavar="DATE", help="On that day or before."
+            ),
+            click.option(
+                "--serials",
+                type=click.Path(path_type=Path, exists=True, dir_okay=False),
+                metavar="FILE",
+                help="Named in this file, one serial in hex a line.",
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def selection_of(  # noqa: PLR0913 - one argument an option
+    *,
+    issuer: str | None,
+    profile: str | None,
+    key_type: str | None,
+    invitation: str | None,
+    email: str | None,
+    issued_after: datetime | None,
+    issued_before: datetime | None,
+    serials: Path | None,
+) -> Selection:
+    """Put the options of `selecting` together. Raises BadInput: none was given, or no serial."""
+    return Selection(
+        issuer=issuer,
+        profile=profile,
+        key_type=None if key_type is None else KeyType(key_type),
+        invitation=invitation,
+        email=email,
+        issued_after=issued_after,
+        issued_before=issued_before,
+        serials=frozenset() if serials is None else _read_serials(serials),
+    )
+
+
+def _read_serials(path: Path) -> frozenset[int]:
+    found = set()
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        text = line.partition("#")[0].strip().replace(":", "")
+        if text:
+            try:
+                found.add(int(text, 16))
+            except ValueError:
+                raise BadInput(f"{path}: line {number} is not a serial in hex") from None
+    if not found:
+        raise BadInput(f"{path}: holds no serial")
+    return frozenset(found)
+
+
+@click.command("revoke")
+@click.argument("serial", type=SERIAL)
+@_reason
+@_comment
+@click.pass_obj
+def revoke(operator: Operator, serial: Serial, *, reason: str, comment: str | None) -> None:
+    """Revoke a certificate at once and for good; wait until our own OCSP says so."""
+    with operator.core() as core:
+        record = core.ra.revoke(
+            find_certificate(core, serial).enrollment,
+            reason=RevocationReason(reason),
+            comment=comment,
+            by=operator.by,
+            origin=operator.origin,
+        )
+        seen = _says_revoked(core, record)
+    click.echo(f"Certificate {record.serial_hex} is revoked ({reason}).{_told(seen)}")
+
+
+@click.command("revoke-selected")
+@selecting
+@_reason
+@_comment
+@click.option("--dry-run", is_flag=True, help="Only say which.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.pass_obj
+def revoke_many(
+    operator: Operator,
+    /,
+    *,
+    reason: str,
+    comment: str | None,
+    dry_run: bool,
+    yes: bool,
+    **options: Any,
+) -> None:
+    """Revoke every valid certificate that fits all options; run again to go on after a crash."""
+    selection = selection_of(**options)
+    with operator.core() as core:
+        number = core.store.read(lambda tx: count(tx, selection))
+        if dry_run or not number:
+            _preview(core, selection, number)
+            return
+        if not yes:
+            click.confirm(
+                f"Revoke {number} certificates for good ({reason})?", abort=True, err=True
+            )
+        sample = core.store.read(lambda tx: select(tx, selection=selection, after=None, limit=1))
+        done = revoke_selected(
+            core.store,
+            selection,
+            Revocation(RevocationReason(reason), comment, operator.by),
+            operator.origin,
+            progress=lambda done: hint(f"{done} of {number}"),
+        )
+        seen = _says_revoked(core, sample[0]) if sample else None
+    click.echo(f"{done} certificates are revoked ({reason}).{_told(seen)}")
+
+
+def _preview(core: Core, selection: Selection, number: int) -> None:
+    first = core.store.read(lambda tx: select(tx, selection=selection, after=None, limit=20))
+    for record in first:
+        click.echo(f"{record.serial_hex}  {record.profile}  {record.subject}")
+    if number > len(first):
+        click.echo(f"... and {number - len(first)} more")
+    click.echo(f"{number} certificates fit. Nothing was revoked.")
+
+
+def _told(seen: bool | None) -> str:  # noqa: FBT001 - the one thing it is about
+    if seen is None:
+        return " The server does not answer now: OCSP and CRL say so as soon as it runs."
+    if not seen:
+        return " OCSP DOES NOT SAY SO YET: look at `estserver doctor`."
+    return " OCSP says so."
+
+
+def _says_revoked(core: Core, record: CertificateRecord) -> bool | None:
+    """Ask our own OCSP until it says revoked; None where no server answers."""
+    stored = core.ra.certificate_of(record.enrollment)
+    if stored is None:
+        return None
+    certificate = x509.load_der_x509_certificate(stored[1])
+    issuer = core.chains[record.issuer][0]
+    builder = ocsp.OCSPRequestBuilder().add_certificate(certificate, issuer, hashes.SHA256())
+    question = builder.build().public_bytes(Encoding.DER)
+    listener = core.settings.listeners.status
+    request = Request(  # noqa: S310 - the URL is configuration
+        f"{listener.url}/ocsp", question, {"Content-Type": "application/ocsp-request"}
+    )
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            with urlopen(request, timeout=_PATIENCE_SECONDS) as answer:  # noqa: S310
+                response = ocsp.load_der_ocsp_response(answer.read())
+        except (URLError, OSError):
+            return None
+        if (
+            response.response_status is ocsp.OCSPResponseStatus.SUCCESSFUL
+            and response.certificate_status is ocsp.OCSPCertStatus.REVOKED
+        ):
+            return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_PAUSE_SECONDS)

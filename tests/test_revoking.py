@@ -1,0 +1,183 @@
+"""Mass revocation: what is chosen, nothing else, once, also after a crash in the middle."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from estserver.cli import main
+from estserver.errors import BadInput
+from estserver.model import CertificateState, KeyType, RevocationReason
+from estserver.revoking import Revocation, revoke_selected
+from estserver.store import Transaction, revocations
+from estserver.store.selection import MAX_SERIALS, Selection, count
+from tests.live import ORIGIN, Holder, Live, Workshop
+
+SUPERSEDED = Revocation(RevocationReason.SUPERSEDED, "campus-wide", "test")
+
+
+def serial(holder: Holder) -> int:
+    return holder.certificate.serial_number
+
+
+def state(live: Live, holder: Holder) -> CertificateState:
+    return live.core.ra.find(serial(holder)).state
+
+
+def run(live: Live, *arguments: str) -> Result:
+    configuration = str(live.directory / "estserver.toml")
+    return CliRunner().invoke(main, ["--config", configuration, *arguments])
+
+
+@pytest.fixture
+def fleet(live: Live) -> dict[str, Holder]:
+    """Two devices and a server, one of them with an RSA key."""
+    handover = live.invite("device", units=2, email="ops@example.ac.jp")
+    return {
+        "printer": live.enroll(handover),
+        "phone": live.enroll(handover, rsa.generate_private_key(65537, 2048)),
+        "www": live.enroll(live.invite("server")),
+    }
+
+
+@pytest.mark.parametrize(
+    ("selection", "chosen"),
+    [
+        (Selection(profile="device"), {"printer", "phone"}),
+        (Selection(issuer="issuing"), {"printer", "phone", "www"}),
+        (Selection(issuer="another"), set()),
+        (Selection(key_type=KeyType.RSA_2048), {"phone"}),
+        (Selection(key_type=KeyType.EC_P256, profile="device"), {"printer"}),
+        (Selection(email="OPS@example.ac.jp"), {"printer", "phone"}),
+    ],
+    ids=lambda value: None if isinstance(value, set) else "selection",
+)
+def test_a_selection_is_what_fits_all_of_it(
+    live: Live, fleet: dict[str, Holder], selection: Selection, chosen: set[str]
+) -> None:
+    assert live.core.store.read(lambda tx: count(tx, selection)) == len(chosen)
+    assert revoke_selected(live.core.store, selection, SUPERSEDED, ORIGIN) == len(chosen)
+    revoked = {name for name, one in fleet.items() if state(live, one) is CertificateState.REVOKED}
+    assert revoked == chosen
+    assert revoke_selected(live.core.store, selection, SUPERSEDED, ORIGIN) == 0
+
+
+def test_the_time_of_issue_and_serials_select_too(live: Live, fleet: dict[str, Holder]) -> None:
+    now = live.clock.now()
+    store = live.core.store
+    for selection, number in (
+        (Selection(issued_after=now + timedelta(days=1)), 0),
+        (Selection(profile="device", issued_before=now + timedelta(days=1)), 2),
+        (Selection(serials=frozenset({serial(fleet["www"]), 1})), 1),
+    ):
+        assert store.read(partial(count, selection=selection)) == number
+
+
+def test_a_selection_of_everything_or_of_too_much_is_refused() -> None:
+    with pytest.raises(BadInput, match="say which"):
+        Selection()
+    with pytest.raises(BadInput, match="split the list"):
+        Selection(serials=frozenset(range(MAX_SERIALS + 1)))
+
+
+def test_our_own_certificates_are_never_selected(live: Live) -> None:
+    selection = Selection(issuer="issuing")
+    assert live.core.store.read(lambda tx: count(tx, selection)) == 0
+
+
+def test_a_crash_in_the_middle_loses_nothing_and_the_same_call_goes_on(
+    make_live: Callable[[str], Live], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = make_live("")
+    handover = live.invite("device", units=7)
+    holders = [live.enroll(handover) for _ in range(7)]
+    monkeypatch.setattr("estserver.revoking._BATCH", 3)
+
+    class PowerCut(Exception):
+        pass
+
+    def cut(done: int) -> None:
+        if done >= 6:
+            raise PowerCut
+
+    selection = Selection(profile="device")
+    with pytest.raises(PowerCut):
+        revoke_selected(live.core.store, selection, SUPERSEDED, ORIGIN, cut)
+    assert [state(live, one) for one in holders].count(CertificateState.REVOKED) == 6
+    assert revoke_selected(live.core.store, selection, SUPERSEDED, ORIGIN) == 1
+
+
+def test_a_compromised_key_is_blocked_by_mass_revocation_too(
+    live: Live, fleet: dict[str, Holder]
+) -> None:
+    compromised = Revocation(RevocationReason.KEY_COMPROMISE, None, "test")
+    revoke_selected(live.core.store, Selection(profile="server"), compromised, ORIGIN)
+    record = live.core.ra.find(serial(fleet["www"]))
+
+    def blocked(tx: Transaction) -> bool:
+        return revocations.is_blocked(tx, record.spki_sha256)
+
+    assert live.core.store.read(blocked)
+
+
+def test_the_command_previews_asks_and_tells_what_ocsp_says(
+    live: Live, fleet: dict[str, Holder]
+) -> None:
+    arguments = ("certificates", "revoke-selected", "--profile", "device", "--reason", "superseded")
+    preview = run(live, *arguments, "--dry-run")
+    assert preview.exit_code == 0
+    assert "2 certificates fit. Nothing was revoked." in preview.stdout
+    assert state(live, fleet["phone"]) is CertificateState.VALID
+    refused = run(live, *arguments)
+    assert refused.exit_code == 1
+    assert state(live, fleet["phone"]) is CertificateState.VALID
+    done = run(live, *arguments, "--yes")
+    assert done.exit_code == 0, done.output
+    assert "2 certificates are revoked (superseded). OCSP says so." in done.stdout
+    assert "2 of 2" in done.stderr
+    again = run(live, *arguments, "--yes")
+    assert "0 certificates fit" in again.stdout
+    nothing = run(live, "certificates", "revoke-selected", "--reason", "superseded")
+    assert nothing.exit_code == 1
+    assert "say which certificates" in nothing.stderr
+
+
+def test_serials_come_from_a_file_in_any_form(
+    live: Live, fleet: dict[str, Holder], tmp_path: Path
+) -> None:
+    number = f"{serial(fleet['www']):x}"
+    even = number.zfill(len(number) + len(number) % 2)
+    colons = ":".join(even[i : i + 2] for i in range(0, len(even), 2)).upper()
+    path = tmp_path / "serials"
+    path.write_text(f"# lost in the fire\n\n{colons}  # www\n")
+    arguments = ("--serials", str(path), "--reason", "keyCompromise", "--yes")
+    done = run(live, "certificates", "revoke-selected", *arguments)
+    assert "1 certificates are revoked" in done.stdout, done.output
+    assert state(live, fleet["www"]) is CertificateState.REVOKED
+    path.write_text("not a serial\n")
+    spoilt = run(live, "certificates", "revoke-selected", *arguments)
+    assert spoilt.exit_code == 1
+    assert "line 1 is not a serial" in spoilt.stderr
+
+
+def test_one_revocation_is_told_as_done_once_ocsp_says_so(
+    live: Live, fleet: dict[str, Holder]
+) -> None:
+    arguments = ("certificates", "revoke", f"{serial(fleet['www']):x}", "--reason", "unspecified")
+    done = run(live, *arguments)
+    assert "is revoked (unspecified). OCSP says so." in done.stdout, done.output
+
+
+def test_without_a_server_it_says_that_nobody_answers_yet(template: Path, tmp_path: Path) -> None:
+    live = Workshop(template).make(tmp_path / "instance", start=False)
+    live.start()
+    number = f"{serial(live.enroll(live.invite('server'))):x}"
+    live.stop()
+    done = run(live, "certificates", "revoke", number, "--reason", "unspecified")
+    assert done.exit_code == 0
+    assert "The server does not answer now" in done.stdout
+    assert '"state": "revoked"' in run(live, "certificates", "show", number, "--json").stdout
