@@ -95,23 +95,28 @@ def read_private_key(
         needed = "is encrypted: give its passphrase" if password is None else "is not encrypted"
         raise BadInput(f"{what} {needed}") from error
     except Exception as error:
-        hint = "" if password is None else ", or the passphrase is wrong"
-        raise BadInput(f"{what} is no private key that can be read{hint}") from error
+        hint = "it needs its passphrase" if password is None else "the passphrase is wrong"
+        raise BadInput(f"{what} is no private key that can be read, or {hint}") from error
     if not isinstance(key, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey):
         raise BadInput(f"{what} holds no RSA or EC private key")
     with _wall(what):
-        key_type_of(key)
         check_key(key.public_key())
+        key_type_of(key)
     return key, tuple(certificate for certificate in certificates if certificate is not None)
 
 
 def order_chain(certificate: x509.Certificate, others: Sequence[x509.Certificate]) -> Chain:
     """Return `certificate` and those of `others` that lead to a self-signed root.
 
-    Raises BadInput: nobody signed one of them, or it leads nowhere.
+    Raises BadInput: nobody signed one of them, or it leads nowhere, or by a broken hash.
     """
     chain = [certificate]
-    while not signed_by(chain[-1], chain[-1]):
+    while True:
+        # A root's own signature proves nothing, but the libraries verify no other hash either.
+        if not isinstance(chain[-1].signature_hash_algorithm, _HASHES):
+            raise BadInput(f"{_named(chain[-1])} is not signed with SHA-256, SHA-384 or SHA-512")
+        if signed_by(chain[-1], chain[-1]):
+            return tuple(chain)
         above = [one for one in others if one not in chain and signed_by(chain[-1], one)]
         if not above or len(chain) == _MAX_CHAIN:
             raise BadInput(
@@ -121,14 +126,13 @@ def order_chain(certificate: x509.Certificate, others: Sequence[x509.Certificate
             )
         # A self-signed one ends the search; a cross-certificate would only make it longer.
         chain.append(next((one for one in above if signed_by(one, one)), above[0]))
-    return tuple(chain)
 
 
 def check_chain(chain: Chain, public_key: CAPublicKey, now: datetime) -> None:
     """Check that `chain` lets the holder of `public_key` act as an issuing CA.
 
     Raises BadInput: another key, not a CA's, not allowed to sign certificates and CRLs, without key
-    identifier, outside its time, a path length exceeded, signed with a broken hash (RFC 5280 §6.1).
+    identifier, outside its time, a path length exceeded (RFC 5280 §6.1).
     """
     if chain[0].public_key() != public_key:
         raise BadInput(
@@ -142,10 +146,6 @@ def check_chain(chain: Chain, public_key: CAPublicKey, now: datetime) -> None:
                 f"{_named(certificate)} is valid from {certificate.not_valid_before_utc:%Y-%m-%d} "
                 f"to {certificate.not_valid_after_utc:%Y-%m-%d} only: bring one that is valid now"
             )
-    for certificate in chain[:-1]:
-        # The root's own signature proves nothing, so its hash does not matter.
-        if not isinstance(certificate.signature_hash_algorithm, _HASHES):
-            raise BadInput(f"{_named(certificate)} is not signed with SHA-256, SHA-384 or SHA-512")
 
 
 def check_cross(cross: x509.Certificate, roots: Sequence[x509.Certificate]) -> None:
