@@ -113,7 +113,9 @@ def order_chain(certificate: x509.Certificate, others: Sequence[x509.Certificate
     chain = [certificate]
     while True:
         # A root's own signature proves nothing, but the libraries verify no other hash either.
-        if not isinstance(chain[-1].signature_hash_algorithm, _HASHES):
+        with _wall(_named(chain[-1])):
+            known = isinstance(chain[-1].signature_hash_algorithm, _HASHES)
+        if not known:
             raise BadInput(f"{_named(chain[-1])} is not signed with SHA-256, SHA-384 or SHA-512")
         if signed_by(chain[-1], chain[-1]):
             return tuple(chain)
