@@ -9,9 +9,9 @@ from tests.protocols.acme.pebble import Pebble
 from tests.protocols.acme.wire import Server, hang_up
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def kept_connections() -> Iterator[None]:
-    """Close with each test what its clients kept open."""
+    """Close with each module what its clients kept open."""
     yield
     hang_up()
 
