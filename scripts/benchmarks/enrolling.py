@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from estserver.config import Settings
 from scripts.benchmarks.course import Course, Figures, Measurement
 from scripts.benchmarks.dialogues import ask, enrollment, reenrollment
 from scripts.benchmarks.generator import Load, Target
@@ -169,6 +170,15 @@ def est(course: Course, stack: ExitStack) -> list[Measurement]:
     served = sqlite(course, stack)
     kinds = [(kind, count) for kind in ("fresh", "kept") for count in (1, 16, 64, 256)]
     return _enrolling(course, served, "est sqlite", *kinds)
+
+
+def journal(course: Course, stack: ExitStack) -> list[Measurement]:
+    """One worker on SQLite that keeps a journal, which is one more thing made durable."""
+    if "journal" not in Settings.model_fields:
+        raise Absent("this version keeps no journal")
+    instance = make_instance(course.folder / "journal", journal=True)
+    served = _shared(course, "journal", lambda: serve(course, stack, instance))
+    return _enrolling(course, served, "est journal", ("fresh", 16), ("kept", 16), ("kept", 64))
 
 
 def single_use(course: Course, stack: ExitStack) -> list[Measurement]:

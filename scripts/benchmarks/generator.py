@@ -80,10 +80,10 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of a load: times in seconds, results by the item's number and in that order,
-    failures by their kind.
+    """What came of a load. Times are in seconds.
 
-    `busy`: CPU seconds that the generator used. `started`: how many items were begun.
+    `results`: by the item's number and in that order. `failures`: by their kind. `busy`: CPU
+    seconds that the generator used. `started`: how many items were begun.
     """
 
     begun: float

@@ -1,6 +1,7 @@
 """Instances of estserver under load: made, registered with, served, and their answers checked."""
 
 import base64
+import re
 import socket
 import ssl
 import subprocess
@@ -111,11 +112,13 @@ def make_instance(
     directory: Path,
     *,
     database: str | None = None,
+    journal: bool = False,
     change: Callable[[str], str] = lambda text: text,
 ) -> Instance:
     """Make an instance with limits that no load meets.
 
-    `database`: instead of SQLite. `change`: what else is to be written into its configuration.
+    `database`: instead of SQLite. `journal`: whether one is kept. `change`: what else is to be
+    written into its configuration.
     """
     ports = Ports(*free_ports(4))
     made = create_instance(directory, SystemClock(), InstanceOptions(ports=ports))
@@ -123,6 +126,9 @@ def make_instance(
     text = text.replace('format = "console"', 'format = "json"')
     if database is not None:
         text = text.replace("sqlite:///estserver.db", database)
+    text = re.sub(r"^\[journal\]\n(path = .*\n)?", "", text, flags=re.MULTILINE)
+    if journal:
+        text += '\n[journal]\npath = "journal"\n'
     made.configuration.write_text(change(text) + _SETTINGS, encoding="utf-8")
     instance = Instance(directory, config.load(made.configuration))
     if database is not None:
