@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from estserver import notices
 from estserver.csr import CSR
 from estserver.errors import Fault, KeyNotAllowed, Refused
 from estserver.model import (
@@ -77,12 +78,16 @@ class Intent:
 
 @dataclass(frozen=True, slots=True)
 class Signed:
-    """A certificate just signed, DER, for an intent that was committed with this serial."""
+    """A certificate just signed, DER, for an intent that was committed with this serial.
+
+    `notify`: the owner is told by mail.
+    """
 
     enrollment: Enrollment
     serial: int
     der: bytes
     origin: Origin
+    notify: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +276,8 @@ def _tell_issued(tx: Transaction, signed: Signed) -> None:
     )
     if enrollment.renews is not None and _is_invitations(enrollment):
         _supersede(tx, enrollment, enrollment.renews, serial_hex, signed.origin)
+    elif signed.notify and (row := certificates.certificate(tx, enrollment.id)) is not None:
+        notices.tell_issued(tx, row)
 
 
 def _supersede(

@@ -56,7 +56,7 @@ from estserver.profiles import Profile
 from estserver.revoking import Revocation
 from estserver.spending import revoked
 from estserver.steps import Steps, change, look, read, walk, write
-from estserver.store import Store, Transaction, certificates, revocations
+from estserver.store import Store, Transaction, certificates
 
 __all__ = [
     "ABANDON_AFTER",
@@ -176,7 +176,9 @@ class RegistrationAuthority:
         self._issuer(draft.issuer)
         der = self._issuers[draft.issuer].sign(draft)
         reach("signed")
-        signed = intents.Signed(enrollment, draft.serial, der, origin)
+        profile = self._profiles.get(enrollment.profile)
+        notify = profile is not None and profile.settings.notices.issued
+        signed = intents.Signed(enrollment, draft.serial, der, origin, notify)
         stored = yield from write(intents.put, signed)
         reach("stored")
         if stored.revoked is not None:
@@ -302,7 +304,6 @@ class RegistrationAuthority:
         `identifier` is the enrollment id. A compromised key is blocked for ever.
         Raises NotFound, Conflict (revoked before).
         """
-
         revocation = Revocation(reason, comment, by)
         self._store.write(lambda tx: revoking.revoke(tx, identifier, revocation, origin))
         return self.certificate(identifier)

@@ -20,6 +20,7 @@ from estserver import failpoints, logs, systemd
 from estserver.anchor import AnchorFile
 from estserver.ca.keys import read_secret, readable_by_others
 from estserver.config import Settings
+from estserver.convoy import Convoy
 from estserver.core import Core, SystemClock, open_core
 from estserver.duties import Duties, Duty, node_name, process_name
 from estserver.errors import ConfigurationError, Error, Fault
@@ -34,6 +35,7 @@ from estserver.listeners import (
     try_certificate,
 )
 from estserver.model import Origin
+from estserver.notices import Reminders
 from estserver.own_certificates import OwnCertificates
 from estserver.protocols import EnrollmentProtocol, Services
 from estserver.settings import Listener
@@ -55,6 +57,7 @@ _ASKS_FOR_CERTIFICATES = frozenset({"est", "renewal"})
 _PLAIN = frozenset({"status", "management"})
 _THREADS = 32
 _MAIL_SECONDS = 5
+_REMIND_SECONDS = 600
 _PUBLISH_SECONDS = 2
 _TIDY_SECONDS = 60
 _ALIVE_SECONDS = 20
@@ -100,6 +103,7 @@ class Server:
             status=core.status,
             journal=core.journal,
             executor=self._executor,
+            convoy=Convoy(core.store, self._executor),
             duties=Duties(core.store, core.clock, self._place.holder, self._executor),
         )
         self._office = core.post_office()
@@ -168,7 +172,9 @@ class Server:
             Duty(node_name(core.settings.directory), _ALIVE_SECONDS, lambda: asyncio.sleep(0)),
         ]
         if self._office.sends:
+            reminders = Reminders(core.store, core.clock, core.profiles)
             duties.append(Duty("mail", _MAIL_SECONDS, self._office.deliver_due))
+            duties.append(Duty("reminders", _REMIND_SECONDS, lambda: run(reminders.post_due)))
         return duties
 
     def _use_responders(self) -> None:
@@ -266,6 +272,7 @@ class Server:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for runner in self._runners:
             await runner.cleanup()
+        await self.services.run(self.services.convoy.close)
         await self.services.run(self.services.duties.leave)
         self._executor.shutdown(wait=True)
         log.info("server.stopped")

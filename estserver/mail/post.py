@@ -34,6 +34,8 @@ TIMEOUT = timedelta(seconds=30)
 _CONVERSATION = timedelta(minutes=3)
 _LEASE = timedelta(minutes=5)
 """Longer than a whole conversation may take, so that no other node sends the same letter."""
+_NEWS = timedelta(days=30)
+"""What waited longer, such as for the first mail server there is, is not sent any more."""
 _MAX_ERROR = 200
 
 
@@ -90,14 +92,18 @@ class PostOffice:
         return self._mail.host is not None
 
     def take(self, number: str) -> list[str]:
-        """Take what waits for an invitation out of the outbox, as text for a person to send.
+        """Take the invitation out of the outbox, as text for a person to send.
 
         Raises BadInput: a letter cannot be written.
         """
 
         def queued(tx: Transaction) -> tuple[list[Letter], Invitation | None]:
-            letters = outbox.of_invitation(tx, number)
-            return [one for one in letters if one.state == "queued"], registrations.get(tx, number)
+            letters = [
+                one
+                for one in outbox.of_invitation(tx, number)
+                if one.state == "queued" and one.template == "invitation"
+            ]
+            return letters, registrations.get(tx, number)
 
         letters, invitation = self._store.read(queued)
         texts = [as_text(self._write(letter, invitation)) for letter in letters]
@@ -186,12 +192,16 @@ class PostOffice:
         None if it is somebody else's or moot by now.
         """
 
-        def unit(tx: Transaction) -> tuple[bool, Invitation | None]:
+        def unit(tx: Transaction) -> tuple[bool, timedelta, Invitation | None]:
             leased = outbox.lease(tx, letter, until=tx.now + _LEASE)
-            return leased, registrations.get(tx, letter.invitation or "")
+            invitation = registrations.get(tx, letter.invitation or "")
+            return leased, tx.now - letter.created_at, invitation
 
-        leased, invitation = self._store.write(unit)
+        leased, age, invitation = self._store.write(unit)
         if not leased:
+            return None
+        if age > _NEWS:
+            self._note_hopeless(letter, "it waited so long that it is no news any more")
             return None
         try:
             message = self._write(letter, invitation)

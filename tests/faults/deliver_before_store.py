@@ -16,7 +16,7 @@ def _deliver_first(
     self: RegistrationAuthority, enrollment: Enrollment, draft: Draft, origin: Origin
 ) -> Steps[Issued]:
     der = self._issuers[draft.issuer].sign(draft)
-    signed = intents.Signed(enrollment, draft.serial, der, origin)
+    signed = intents.Signed(enrollment, draft.serial, der, origin, notify=False)
     threading.Timer(0.5, lambda: self._store.write(lambda tx: intents.put(tx, [signed]))).start()
     yield from ()
     return Issued(enrollment.id, der, repeated=False)
