@@ -191,7 +191,7 @@ def new_issuer(
 @click.argument("name")
 @click.argument("folder", type=_FOLDER)
 @click.option(
-    "--succeeds", required=True, metavar="NAME", help="Issuer whose root the new one follows."
+    "--succeeds", metavar="NAME", help="Issuer whose root the new one follows. [default: none]"
 )
 @click.option(
     "--old-root", type=_FOLDER, help="Folder of the old root. [default: the instance's ca/]"
@@ -204,14 +204,18 @@ def new_root(  # noqa: PLR0913 - one argument an option
     *,
     name: str,
     folder: Path,
-    succeeds: str,
+    succeeds: str | None,
     old_root: Path | None,
     without_old_root: bool,
     key_type: str | None,
 ) -> None:
-    """Make a new root in FOLDER, an issuing CA NAME below it, and both cross-certificates."""
+    """Make a new root in FOLDER, an issuing CA NAME below it, and links to the old one.
+
+    Which of the two links can be made depends on whether the old root's key is at hand.
+    """
     with _ceremony(operator) as (ceremony, audit):
-        old = None if without_old_root else open_root(*_root_place(ceremony, old_root))
+        alone = succeeds is None or without_old_root
+        old = None if alone else open_root(*_root_place(ceremony, old_root))
         kind = KeyType(key_type) if key_type else None
         added = ceremony.new_root(name, folder, kind, succeeds, old)
         audit("ca.added", name, _facts(added))

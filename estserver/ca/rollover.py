@@ -178,39 +178,41 @@ class Ceremony:
         name: str,
         folder: Path,
         key_type: KeyType | None,
-        succeeds: str,
+        succeeds: str | None,
         old_root: Authority | None,
     ) -> Added:
         """Make a new root in `folder`, an issuing CA `name` below it, and both cross-certificates.
 
         Without the old root's key there is OldWithNew only: who has the old root alone must then
-        learn of the new one before anything below it is used.
+        learn of the new one before anything below it is used. A root that succeeds none is linked
+        with none.
         Raises BadInput: `old_root` is not that of issuer `succeeds`, or allows no CA below a CA.
         """
         require_empty(folder)
         self._require_new(name)
-        chains = read_chains(self.settings)
-        if succeeds not in chains:
-            raise BadInput(f"there is no issuer {succeeds} to take over from")
-        old = chains[succeeds][-1]
-        if old_root is not None and not same_authority(old_root.certificate, old):
-            raise BadInput(
-                f"the root given is {common_name(old_root.certificate)}, but {succeeds} is below "
-                f"{common_name(old)}"
-            )
+        old = None if succeeds is None else self._root_of(succeeds)
+        if old is not None and old_root is not None:
+            _require_same(old_root.certificate, old)
         root = make_root(
             self.settings.branding.organization,
-            key_type or _key_type(old),
+            key_type or (KeyType.EC_P256 if old is None else _key_type(old)),
             self.now,
             mark=new_mark(self.now),
             outlives=old,
         )
-        cross = [cross_certify(old, root)]
+        cross = [] if old is None else [cross_certify(old, root)]
         if old_root is not None:
             cross.append(cross_certify(root.certificate, old_root))
         with _undone_on_failure(folder / "root.crt", folder / "root.key", folder / "passphrase"):
             write_root(folder, root)
-            return self._make(name, root, key_type, (succeeds,), tuple(cross))
+            older = () if succeeds is None else (succeeds,)
+            return self._make(name, root, key_type, older, tuple(cross))
+
+    def _root_of(self, issuer: str) -> x509.Certificate:
+        chains = read_chains(self.settings)
+        if issuer not in chains:
+            raise BadInput(f"there is no issuer {issuer} to take over from")
+        return chains[issuer][-1]
 
     # -- the common part ---------------------------------------------------------------------------
 
@@ -386,6 +388,14 @@ def _write_certificates(path: Path, certificates: Sequence[x509.Certificate]) ->
     draft = path.with_name(path.name + ".new")
     draft.write_bytes(_pem(certificates))
     draft.replace(path)
+
+
+def _require_same(given: x509.Certificate, root: x509.Certificate) -> None:
+    if not same_authority(given, root):
+        raise BadInput(
+            f"the root given is {common_name(given)}, but the issuer to take over from is below "
+            f"{common_name(root)}"
+        )
 
 
 def _key_type(certificate: x509.Certificate) -> KeyType:
