@@ -1,7 +1,10 @@
 """CAs requested, installed, imported and replaced: what is taken, what is refused and why."""
 
 import shutil
+import socket
+import ssl
 import subprocess
+from base64 import b64encode
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -23,12 +26,13 @@ from cryptography.hazmat.primitives.serialization import (
 from estserver import config
 from estserver.ca.ceremony import InstanceOptions, create_instance, create_subordinate
 from estserver.ca.hierarchy import Authority, make_hierarchy
+from estserver.ca.keys import load_key, read_secret
 from estserver.core import open_core
-from estserver.doctor import pkix_linter
+from estserver.doctor import examine, pkix_linter
 from estserver.errors import ConfigurationError
 from estserver.model import KeyType
 from tests.command_line import Shell
-from tests.live import Live, MovableClock, Workshop, new_key
+from tests.live import Live, MovableClock, Workshop, make_csr, new_key
 from tests.rollover import PROFILES, Rollover, write_pem
 from tests.web.visitor import Visitor
 
@@ -443,3 +447,138 @@ def test_the_trust_page_shows_both_roots_and_says_what_is_happening(
         "<wbr>", ""
     )
     assert "changing" not in page.seen
+
+
+def test_a_root_that_follows_none_is_linked_with_none(shell: Shell) -> None:
+    (shell.directory / "ca/root.key").unlink()
+    shell.run("ca", "new-root", "fresh", str(shell.directory / "stick"))
+    core = open_core(_settings(shell), MovableClock(), with_keys=True)
+    core.close()
+    assert core.chains.family("fresh") == ("fresh",)
+    assert core.chains.bag("fresh") == core.chains["fresh"]
+    assert len(core.chains.bag("issuing")) == 2
+
+
+def test_three_roots_in_a_row_reach_each_other(shell: Shell) -> None:
+    sticks = [str(shell.directory / name) for name in ("one", "two")]
+    shell.run("ca", "new-root", "second", sticks[0], "--succeeds", "issuing")
+    shell.run("ca", "new-root", "third", sticks[1], "--succeeds", "second", "--old-root", sticks[0])
+    core = open_core(_settings(shell), MovableClock(), with_keys=True)
+    core.close()
+    roots = [core.chains[name][-1] for name in ("issuing", "second", "third")]
+    for name in core.chains:
+        assert set(core.chains.bag(name)) >= {*roots}
+        ways = core.chains.ways(name)
+        assert {way.root for way in ways} == {*roots}
+        for way in ways:
+            for lower, upper in zip(
+                way.certificates, (*way.certificates[1:], way.root), strict=True
+            ):
+                lower.verify_directly_issued_by(upper)
+    assert sorted(root.not_valid_after_utc for root in roots) == [
+        root.not_valid_after_utc for root in roots
+    ]
+
+
+@pytest.mark.parametrize("which", ["announced", "moved"])
+def test_tls_verifies_from_either_root_alone(
+    make_live: Callable[[str], Live], tmp_path: Path, which: str
+) -> None:
+    live = make_live("")
+    change = Rollover(live)
+    change.announce()
+    if which == "moved":
+        change.move_tls()
+    shown = []
+    for root in (change.old, change.new):
+        write_pem(tmp_path / "root.pem", root)
+        context = ssl.create_default_context(cafile=str(tmp_path / "root.pem"))
+        address = ("localhost", live.port("web"))
+        with (
+            socket.create_connection(address) as plain,
+            context.wrap_socket(plain, server_hostname="localhost") as connection,
+        ):
+            shown.append(connection.getpeercert(binary_form=True))
+    assert shown[0] is not None
+    assert shown[0] == shown[1]
+    issuer = "next" if which == "moved" else "issuing"
+    leaf = x509.load_der_x509_certificate(shown[0])
+    leaf.verify_directly_issued_by(live.core.chains[issuer][0])
+
+
+def test_an_older_certificate_keeps_its_own_chain_in_files_for_people(
+    make_live: Callable[[str], Live],
+) -> None:
+    live = make_live("")
+    change = Rollover(live)
+    holder = live.enroll(live.invite("device"))
+    change.announce()
+    change.move_profiles()
+    renewed = live.request(
+        "POST",
+        "/.well-known/est/simplereenroll",
+        body=b64encode(make_csr(new_key(), subject=holder.certificate.subject)),
+        headers={"Content-Type": "application/pkcs10"},
+        holder=holder,
+    )
+    assert renewed.status == 200
+    page = live.request("GET", "/renew", holder=holder)
+    assert page.status == 200
+    enrollment = live.core.ra.find(renewed.certificates()[0].serial_number).enrollment
+    # The rollover goes on: this profile has another issuer by now than its certificates.
+    change.edit('[profiles.device]\nissuer = "next"', '[profiles.device]\nissuer = "issuing"')
+    change.reload()
+    file = live.request("GET", f"/renew/certificate.pem?certificate={enrollment}", holder=holder)
+    leaf, *above = x509.load_pem_x509_certificates(file.body)
+    assert leaf == renewed.certificates()[0]
+    for lower, upper in zip((leaf, *above), above, strict=False):
+        if lower.issuer == upper.subject:
+            lower.verify_directly_issued_by(upper)
+    assert above[0] == live.core.chains["next"][0]
+    assert above[-1] == change.new
+
+
+def test_doctor_warns_in_time_that_a_ca_needs_a_successor(shell: Shell) -> None:
+    def finding(days: int) -> tuple[str, str]:
+        clock = MovableClock()
+        clock.advance(timedelta(days=days))
+        found = {one.check: one for one in examine(lambda: _settings(shell), clock)}
+        return found["issuer issuing"].verdict.value, found["issuer issuing"].detail
+
+    assert finding(0)[0] == "ok"
+    verdict, said = finding(3650 - 400)
+    assert verdict == "warning"
+    assert "begin its successor" in said
+    assert finding(3660)[0] == "bad"
+
+
+def test_an_expired_retired_issuer_hinders_nobody(make_live: Callable[[str], Live]) -> None:
+    live = make_live("")
+    change = Rollover(live)
+    change.announce()
+    change.move_profiles()
+    change.move_tls()
+    change.retire()
+    end = live.core.chains["issuing"][0].not_valid_after_utc
+    short = min(way.root.not_valid_after_utc for way in live.core.chains.ways("next"))
+    assert end < short
+    # A CA of the same name and key that has ended, as a long-lived instance keeps one.
+    root = live.directory / "ca/root.key"
+    key = load_key(root, read_secret(live.directory / "secrets/passphrase"))
+    past = _past(live.core.chains["issuing"][0], Authority(change.old, key))
+    write_pem(live.directory / "ca/issuing.crt", past)
+    change.restart()
+    assert live.request("GET", "/readyz", listener="management").status == 200
+    live.enroll(live.invite("device"))
+
+
+def _past(certificate: x509.Certificate, root: Authority) -> x509.Certificate:
+    """Return a CA certificate as it would be had it ended yesterday."""
+    key = certificate.public_key()
+    assert isinstance(key, ec.EllipticCurvePublicKey)
+    request = (
+        x509.CertificateSigningRequestBuilder()
+        .subject_name(certificate.subject)
+        .sign(root.key, hashes.SHA256())
+    )
+    return _certify(request, root, public_key=key, begin=timedelta(days=-9), end=timedelta(days=-1))
