@@ -1,9 +1,14 @@
 """The composition root: what SIGHUP takes, what runs by itself, which files TLS uses."""
 
 import asyncio
+import base64
 import socket
+import sqlite3
 import ssl
+import threading
+import time
 from collections.abc import Callable
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 
@@ -12,6 +17,7 @@ import sqlalchemy as sa
 import structlog
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from sqlalchemy.engine import make_url
 
 from estserver import config, server
 from estserver.core import open_core
@@ -188,6 +194,49 @@ def test_a_strangers_refusal_writes_no_audit_row(live: Live) -> None:
         ).scalar_one()
     )
     assert count == 0
+
+
+def test_a_client_that_hangs_up_before_its_certificate_comes_is_no_fault(live: Live) -> None:
+    handover = live.invite("device")
+    body = base64.b64encode(make_csr(new_key()))
+    head = (
+        "POST /.well-known/est/simpleenroll HTTP/1.1\r\nHost: localhost\r\n"
+        f"Content-Type: application/pkcs10\r\nAuthorization: {basic(handover)}\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
+    database = str(make_url(live.settings.database.url).database)
+    address = ("127.0.0.1", live.port("devices"))
+    with (
+        structlog.testing.capture_logs() as lines,
+        closing(sqlite3.connect(database, isolation_level=None)) as blocker,
+    ):
+        # While the database is taken, nothing can be issued: the client is gone before.
+        blocker.execute("BEGIN IMMEDIATE")
+        with live.tls().wrap_socket(
+            socket.create_connection(address), server_hostname="localhost"
+        ) as client:
+            client.sendall(head.encode() + body)
+            _until(lambda: live.call(_requests(live)) == 1)
+        _until(lambda: not live.call(live._connections()))
+        blocker.execute("ROLLBACK")
+        _until(lambda: [one for one in lines if one["event"] == "request.answered"])
+    assert [line["event"] for line in lines] == ["request.answered"]
+    assert lines[0]["outcome"] == "client-gone"
+    (_, record) = live.core.ra.of_invitation(handover.invitation.number)[0]
+    assert record is not None
+    assert record.state is CertificateState.VALID
+
+
+def _until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        threading.Event().wait(0.01)
+
+
+async def _requests(live: Live) -> int:
+    servers = [runner.server for runner in live.server._runners]
+    return sum(server.requests_count for server in servers if server is not None)
 
 
 def test_an_enrollment_that_cannot_be_finished_keeps_nobody_else_out(
