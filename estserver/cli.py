@@ -22,6 +22,7 @@ COMMANDS = {
     "certificates": "estserver.cli_records:certificates",
     "mail": "estserver.cli_mail:mail",
     "ca": "estserver.cli_ca:ca",
+    "crl": "estserver.cli_status:crl",
     "acme": "estserver.cli_paused:acme",
 }
 """Where each command is."""

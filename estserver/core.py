@@ -23,7 +23,7 @@ from estserver.model import Clock, Invitation
 from estserver.own_certificates import internal_profiles
 from estserver.profiles import Profile
 from estserver.ra import RegistrationAuthority
-from estserver.status import StatusAuthority
+from estserver.status import CRLRules, StatusAuthority
 from estserver.store import Store, require_current
 
 
@@ -140,7 +140,11 @@ def open_core(settings: Settings, clock: Clock, *, with_keys: bool) -> Core:
                 store,
                 clock,
                 issuers,
-                {name: issuer.crl_lifetime for name, issuer in settings.issuers.items()},
+                {
+                    name: CRLRules(issuer.crl_lifetime, issuer.delta_crls)
+                    for name, issuer in settings.issuers.items()
+                },
+                profiles,
             ),
             journal=journal,
         )
@@ -178,4 +182,9 @@ def _build_profiles(
 
 def _status_urls(settings: Settings, issuer: str) -> StatusURLs:
     base = settings.listeners.status.url
-    return StatusURLs(f"{base}/ca/{issuer}.cer", f"{base}/ocsp", f"{base}/crl/{issuer}.crl")
+    return StatusURLs(
+        certificate=f"{base}/ca/{issuer}.cer",
+        ocsp=f"{base}/ocsp",
+        crl=f"{base}/crl/{issuer}.crl",
+        delta=f"{base}/delta/{issuer}.crl",
+    )

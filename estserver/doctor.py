@@ -35,8 +35,10 @@ from estserver.model import (
     PublicKey,
 )
 from estserver.names import parse_general_name
+from estserver.own_certificates import own_file, responder_purpose
 from estserver.profiles import Profile
 from estserver.settings import Listener
+from estserver.status import RED
 from estserver.store import Store, health, require_current
 
 _EXPIRY_WARNING = timedelta(days=90)
@@ -223,8 +225,9 @@ def _core(settings: Settings, clock: Clock) -> Iterator[Finding]:
         now = clock.now()
         for name in core.issuers:
             yield _authority(core, name, now)
+        yield from _responders(core, now)
         for age in core.status.ages():
-            check = f"CRL {age.issuer}"
+            check = f"CRL {age.name}"
             if age.age is None:
                 yield Finding(check, Verdict.WARNING, "none yet: `serve` publishes the first")
             else:
@@ -301,6 +304,24 @@ def _proofs(core: Core, now: datetime) -> Iterator[Finding]:
     else:
         verdict = Verdict.WARNING if age > 2 * anchor.EVERY else Verdict.OK
         yield Finding("audit anchor", verdict, f"{file.path}: {age} old")
+
+
+def _responders(core: Core, now: datetime) -> Iterator[Finding]:
+    """Look at the certificates that sign OCSP answers: renewed at half of their life, or not."""
+    for name in core.issuers:
+        check = f"OCSP responder {name}"
+        path = own_file(core.settings, responder_purpose(name))
+        if not path.exists():
+            yield Finding(check, Verdict.WARNING, "none yet: `serve` makes the first")
+            continue
+        certificate = x509.load_pem_x509_certificates(path.read_bytes())[0]
+        left = certificate.not_valid_after_utc - now
+        share = left / (certificate.not_valid_after_utc - certificate.not_valid_before_utc)
+        if share <= RED:
+            detail = f"expires on {certificate.not_valid_after_utc} and nobody renews it"
+            yield Finding(check, Verdict.BAD, detail)
+        else:
+            yield Finding(check, Verdict.OK, f"{left.days} days left")
 
 
 def _mail(core: Core) -> Iterator[Finding]:

@@ -3,9 +3,10 @@
 import os
 from collections.abc import Coroutine, Sequence
 from datetime import timedelta
+from typing import Literal
 
 from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from estserver import http
@@ -13,6 +14,19 @@ from estserver.errors import Error
 from estserver.protocols import Services
 
 _ENDS_SOON = timedelta(days=30)
+
+
+def _gauge(name: str, documentation: str, *labels: str) -> Gauge:
+    # Every worker knows all of them: the one that was asked last tells.
+    mode: Literal["mostrecent"] = "mostrecent"
+    return Gauge(name, documentation, labels, registry=http.registry, multiprocess_mode=mode)
+
+
+_crl_age = _gauge("estserver_crl_age_seconds", "Since thisUpdate", "issuer", "profile")
+_crl_left = _gauge("estserver_crl_left_seconds", "Until nextUpdate", "issuer", "profile")
+_responder_left = _gauge(
+    "estserver_ocsp_responder_left_seconds", "Until the OCSP responder's notAfter", "issuer"
+)
 
 
 class Management:
@@ -64,6 +78,7 @@ class Management:
 
     async def _metrics(self, request: web.Request) -> web.Response:
         http.note(request, operation="metrics")
+        self._measure()
         registry = http.registry
         if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
             # One of several workers: what all of them have counted lies in files.
@@ -72,6 +87,17 @@ class Management:
         return web.Response(
             body=generate_latest(http.registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
         )
+
+    def _measure(self) -> None:
+        """Set the gauges of certificate status, by what is known without the database."""
+        status = self._services.status
+        for age in status.remembered_ages():
+            if age.age is not None and age.left is not None:
+                _crl_age.labels(age.issuer, age.scope).set(age.age.total_seconds())
+                _crl_left.labels(age.issuer, age.scope).set(age.left.total_seconds())
+        for life in status.responders():
+            if life.left is not None:
+                _responder_left.labels(life.issuer).set(life.left.total_seconds())
 
 
 async def _render(request: web.Request, error: Error) -> web.StreamResponse:

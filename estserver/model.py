@@ -281,6 +281,8 @@ class Plan:
     extensions: tuple[x509.Extension[x509.ExtensionType], ...]
     publish_status: bool = True
     """False leaves out CDP and the OCSP URL: an OCSP responder vouches for itself."""
+    own_crl: bool = False
+    """Whether the CDP is the CRL of the profile alone."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ the same files: one of them makes what is missing, the others wait for it. Every
 
 import contextlib
 import fcntl
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -50,6 +50,16 @@ _ORIGIN = Origin("own-certificates", "server")
 def ocsp_profile(issuer: str) -> str:
     """Name the internal profile of an issuer's OCSP responder certificates."""
     return f"_ocsp-{issuer}"
+
+
+def responder_purpose(issuer: str) -> str:
+    """Name what an issuer's OCSP responder certificate is for."""
+    return f"ocsp-{issuer}"
+
+
+def own_file(settings: Settings, purpose: str) -> Path:
+    """Return where key and chain for a purpose are."""
+    return settings.path(Path("keys") / f"{purpose}.pem")
 
 
 def internal_profiles(settings: Settings) -> dict[str, ProfileSettings]:
@@ -119,10 +129,11 @@ class OwnCertificates:
             NameOID.ORGANIZATION_NAME
         )
         subject = x509.Name([*organization, common_name])
-        return self._fresh(f"ocsp-{issuer}", ocsp_profile(issuer), Grant(subject, frozenset()))
+        grant = Grant(subject, frozenset())
+        return self._fresh(responder_purpose(issuer), ocsp_profile(issuer), grant)
 
     def _fresh(self, purpose: str, profile: str, grant: Grant) -> OwnCertificate:
-        path = self._settings.path(Path("keys") / f"{purpose}.pem")
+        path = own_file(self._settings, purpose)
         chain = self._chains.sent(self._ra.issuer_of(profile))
         own = self._usable(path, profile, grant)
         if own is None or own.chain != chain:

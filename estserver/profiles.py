@@ -284,6 +284,7 @@ class Profile:
             extensions=self._extensions(public_key, grant.subject, names),
             # RFC 6960 §4.2.2.2.1: a responder's own status is not asked of itself.
             publish_status=not self._signs_status,
+            own_crl=self.settings.own_crl,
         )
 
     def _earliest(self, now: datetime) -> datetime:

@@ -39,6 +39,7 @@ from estserver.notices import Reminders
 from estserver.own_certificates import OwnCertificates
 from estserver.protocols import EnrollmentProtocol, Services
 from estserver.settings import Listener
+from estserver.status import StatusWatch
 from estserver.store import health, registrations
 from estserver.verification import verify_due
 
@@ -59,6 +60,7 @@ _THREADS = 32
 _MAIL_SECONDS = 5
 _REMIND_SECONDS = 600
 _PUBLISH_SECONDS = 2
+_WATCH_SECONDS = 10
 _TIDY_SECONDS = 60
 _ALIVE_SECONDS = 20
 _PROOF_SECONDS = 300
@@ -107,6 +109,7 @@ class Server:
             duties=Duties(core.store, core.clock, self._place.holder, self._executor),
         )
         self._office = core.post_office()
+        self._watch = StatusWatch(core.status, core.clock)
         self._contexts: list[tuple[ssl.SSLContext, Listener]] = []
         self._tls: x509.Certificate | None = None
         self._runners: list[web.AppRunner] = []
@@ -152,14 +155,15 @@ class Server:
             log.exception("background.failed", operation="intents")
         self._use_responders()
         self._tls = self._own.tls().certificate
-        self._core.status.publish_due()
+        self._watch.publish()
         self._drop_anchor()
 
     def _duties(self) -> list[Duty]:
         core, run = self._core, self.services.run
         young = timedelta(seconds=_TIDY_SECONDS)
         duties = [
-            Duty("crls", _PUBLISH_SECONDS, lambda: run(core.status.publish_due)),
+            Duty("crls", _PUBLISH_SECONDS, lambda: run(self._watch.publish)),
+            Duty("status", _WATCH_SECONDS, lambda: run(self._watch.look), alone=False),
             Duty("intents", _TIDY_SECONDS, lambda: run(core.ra.finish, _ORIGIN, older_than=young)),
             Duty("superseded", _TIDY_SECONDS, lambda: run(core.ra.revoke_superseded, _ORIGIN)),
             Duty("attempts", _TIDY_SECONDS, lambda: run(self._forget_attempts)),

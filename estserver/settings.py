@@ -136,7 +136,9 @@ class IssuerSettings(_Section):
     certificate: Path
     chain: tuple[Path, ...]
     key: Path
-    crl_lifetime: Duration = timedelta(days=7)
+    crl_lifetime: Duration = Field(default=timedelta(days=7), ge=timedelta(minutes=10))
+    delta_crls: bool = False
+    """Whether each CRL comes with one that lists only what the last full one lacks."""
     succeeds: tuple[str, ...] = ()
     """Issuers that this one takes over from: each then hands out the other's certificates too."""
     cross: tuple[Path, ...] = ()
@@ -196,6 +198,8 @@ class ProfileSettings(_Section):
     csr_upload: bool = True
     pop_linking: Literal["off", "optional", "required"] = "optional"
     change_subject_name: bool = False
+    own_crl: bool = False
+    """Whether certificates point to a CRL of this profile alone."""
 
 
 class EST(_Section):

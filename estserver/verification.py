@@ -34,7 +34,7 @@ from estserver.model import (
     PublicKey,
 )
 from estserver.names import display_name
-from estserver.store import Transaction, certificates, health, revocations
+from estserver.store import Transaction, certificates, crls, health, revocations, to_unix
 from estserver.store.audit_checks import Anchor, broken_links
 
 log = structlog.get_logger("estserver.verification")
@@ -257,24 +257,27 @@ def _crl(tx: Transaction, issuer: str, signer: x509.Certificate) -> list[str] | 
 
     A revocation must never be lost, and nothing may be listed that was not revoked.
     """
-    newest = revocations.newest_crl(tx, issuer)
+    newest = crls.whole(tx, issuer)
     if newest is None:
         return None
-    number, this_update, _, der = newest
-    about = f"CRL {number} of {issuer}"
+    stored, der = newest
+    about = f"CRL {stored.number} of {issuer}"
     crl = x509.load_der_x509_crl(der)
     key = signer.public_key()
     problems = []
     if not (isinstance(key, PublicKey) and crl.is_signature_valid(key)):
         problems.append(f"{about}: its signature is not that of its issuer")
-    if crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number != number:
+    if crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number != stored.number:
         problems.append(f"{about}: its number differs from its row")
     listed = {entry.serial_number for entry in crl}
-    revoked = {serial: at for serial, at, _ in revocations.revoked(tx, issuer)}
+    revoked = {
+        int(serial, 16): at for page in crls.revoked(tx, issuer) for serial, at, _ in page
+    }
+    settled = to_unix(stored.this_update - _SETTLING)
     problems += [
         f"certificate {serial:x}: was revoked before {about}, which lacks it"
         for serial, at in revoked.items()
-        if at < this_update - _SETTLING and serial not in listed
+        if at < settled and serial not in listed
     ]
     suspects = sorted(listed - revoked.keys())
     for first in range(0, len(suspects), _PAGE):

@@ -1,8 +1,10 @@
 """The one program that judges an instance after every fault: invariants I1 to I9 (design §4)."""
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from datetime import timedelta
 
 import sqlalchemy as sa
 from cryptography import x509
@@ -12,11 +14,11 @@ from cryptography.x509 import ocsp
 
 from estserver.core import Core
 from estserver.store import Transaction, audit_checks
+from estserver.store import crls as published
 from estserver.store.tables import (
     audit_events,
     certificate_bytes,
     certificates,
-    crls,
     enrollments,
     invitations,
 )
@@ -101,17 +103,25 @@ def _serials_are_unique(tx: Transaction) -> Iterator[str]:
 
 
 def _crl_numbers_grow(tx: Transaction) -> Iterator[str]:
-    last: dict[str, tuple[int, int]] = {}
-    for row in tx.connection.execute(sa.select(crls).order_by(crls.c.issuer, crls.c.number)):
-        crl = x509.load_der_x509_crl(bytes(row.der))
+    signed: dict[str, list[int]] = {}
+    query = sa.select(audit_events.c.object, audit_events.c.detail)
+    for row in tx.connection.execute(query.where(audit_events.c.event == "crl.signed")):
+        signed.setdefault(row.object, []).append(json.loads(row.detail)["number"])
+    for issuer, numbers in signed.items():
+        if len(set(numbers)) < len(numbers):
+            yield f"I6: {issuer} used a CRL number twice"
+    for stored in published.page(tx):
+        pieces = (stored.head, *published.entries(tx, stored), stored.tail)
+        crl = x509.load_der_x509_crl(b"".join(pieces))
         number = crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
-        if number != row.number:
-            yield f"I6: CRL {row.number} says it is {number}"
-        if row.issuer in last and row.this_update < last[row.issuer][1]:
-            yield f"I6: CRL {row.number} is older than the one before it"
-        last[row.issuer] = (row.number, row.this_update)
-        if not row.this_update <= tx.at < row.next_update + 7 * 86400:
-            yield f"I6: CRL {row.number} is not of this time"
+        if number != stored.number:
+            yield f"I6: CRL {stored.number} says it is {number}"
+        if len(crl) != stored.entries_count:
+            yield f"I6: CRL {stored.number} has not the entries that it was signed with"
+        if number > max(signed.get(f"issuer {stored.issuer}", [0])):
+            yield f"I6: nothing in the audit trail says that CRL {number} was signed"
+        if not stored.this_update <= tx.now < stored.next_update + timedelta(days=7):
+            yield f"I6: CRL {stored.number} is not of this time"
 
 
 def _everything_is_audited(tx: Transaction) -> Iterator[str]:

@@ -6,7 +6,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -41,7 +41,7 @@ from estserver.profiles import Profile
 from estserver.protocols import Services
 from estserver.ra import EnrollmentRequest, RegistrationAuthority
 from estserver.settings import IssuerSettings
-from estserver.status import StatusAuthority
+from estserver.status import CRLRules, StatusAuthority
 from estserver.store import Store, migrate
 
 ORIGIN = Origin("test", "cli")
@@ -164,7 +164,7 @@ class House:
     def another_process(self) -> StatusAuthority:
         """Return a status authority with a connection of its own to the same database."""
         store = Store(self.settings.database.url, self.clock)
-        return StatusAuthority(store, self.clock, self.issuers, {"issuing": LIFETIME})
+        return authority_on(store, self.clock, self.issuers, self.settings, self.profiles)
 
     def ask(self, request: bytes) -> ocsp.OCSPResponse:
         """Ask over OCSP without HTTP."""
@@ -211,17 +211,27 @@ def build(
     names: Sequence[str] = ("issuing",),
     key_type: KeyType = KeyType.EC_P256,
     keys: Mapping[str, PrivateKey] | None = None,
+    url: str | None = None,
+    own_crls: Sequence[str] = (),
+    **rules_of_issuers: Any,
 ) -> House:
-    """Make a CA in `directory`; every issuer has a subject and a key of its own."""
+    """Make a CA in `directory`; every issuer has a subject and a key of its own.
+
+    `own_crls`: profiles that get a CRL of their own. The rest is settings of every issuer.
+    """
     clock = MovableClock()
     settings = Settings(
-        database={"url": f"sqlite:///{directory / 'status.db'}"},
+        database={"url": url or f"sqlite:///{directory / 'status.db'}"},
         issuers={
             name: IssuerSettings(
-                certificate=Path(f"{name}.pem"), chain=(Path("root.pem"),), key=Path("key.pem")
+                certificate=Path(f"{name}.pem"),
+                chain=(Path("root.pem"),),
+                key=Path("key.pem"),
+                **rules_of_issuers,
             )
             for name in names
         },
+        profiles={name: {"own_crl": True} for name in own_crls},
     )
     store = Store(settings.database.url, clock)
     migrate(store)
@@ -235,6 +245,7 @@ def build(
             f"http://localhost/ca/{issuer}.cer",
             "http://localhost/ocsp",
             f"http://localhost/crl/{issuer}.crl",
+            f"http://localhost/delta/{issuer}.crl",
         )
         issuers[issuer] = Issuer(issuer, (certificate, root), keys[issuer], urls)
     rules = {**settings.profiles, **internal_profiles(settings)}
@@ -249,8 +260,23 @@ def build(
         keys=keys,
         profiles=profiles,
         ra=RegistrationAuthority(store, clock, profiles, issuers),
-        status=StatusAuthority(store, clock, issuers, dict.fromkeys(names, LIFETIME)),
+        status=authority_on(store, clock, issuers, settings, profiles),
     )
+
+
+def authority_on(
+    store: Store,
+    clock: MovableClock,
+    issuers: Mapping[str, Issuer],
+    settings: Settings,
+    profiles: Mapping[str, Profile],
+) -> StatusAuthority:
+    """Put a status authority together as `core` does."""
+    rules = {
+        name: CRLRules(issuer.crl_lifetime, issuer.delta_crls)
+        for name, issuer in settings.issuers.items()
+    }
+    return StatusAuthority(store, clock, issuers, rules, profiles)
 
 
 def question(

@@ -380,7 +380,9 @@ def test_every_edit_deletion_and_reordering_of_audit_rows_is_found(store: Store)
                 assert list(audit_checks.broken_links(connection)) == []
                 # The end of the chain is guarded by the anchor outside, not by links.
                 tamper(connection, chance.randrange(1, 40), chance, attempt % 4)
-                assert list(audit_checks.broken_links(connection)), f"change {attempt} was not found"
+                assert list(audit_checks.broken_links(connection)), (
+                    f"change {attempt} was not found"
+                )
                 transaction.rollback()
 
 

@@ -6,8 +6,9 @@ Between the two the registration authority commits the draft, so that no signatu
 record.
 """
 
+import hashlib
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 
@@ -15,8 +16,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat import asn1
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, padding
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa, utils
 from cryptography.x509.oid import AuthorityInformationAccessOID
 
 from estserver.ca.keys import PrivateKey, generate_key, key_type_of
@@ -44,6 +44,19 @@ class StatusURLs:
     certificate: str
     ocsp: str
     crl: str
+    delta: str = ""
+
+    def crl_of(self, scope: str) -> str:
+        """Where the CRL of one profile alone is; of all certificates where `scope` is empty."""
+        return _shard(self.crl, scope)
+
+    def delta_of(self, scope: str) -> str:
+        """Where the delta CRL is that goes with that one."""
+        return _shard(self.delta, scope)
+
+
+def _shard(url: str, scope: str) -> str:
+    return f"{url.removesuffix('.crl')}/{scope}.crl" if scope else url
 
 
 @asn1.sequence
@@ -156,9 +169,8 @@ class Issuer:
         access = [_access(AuthorityInformationAccessOID.CA_ISSUERS, self.urls.certificate)]
         if plan.publish_status:
             access.insert(0, _access(AuthorityInformationAccessOID.OCSP, self.urls.ocsp))
-            point = x509.DistributionPoint(
-                [x509.UniformResourceIdentifier(self.urls.crl)], None, None, None
-            )
+            url = self.urls.crl_of(plan.profile if plan.own_crl else "")
+            point = x509.DistributionPoint([x509.UniformResourceIdentifier(url)], None, None, None)
             builder = builder.add_extension(x509.CRLDistributionPoints([point]), critical=False)
         return (
             builder.add_extension(self._authority_key, critical=False)
@@ -191,10 +203,52 @@ class Issuer:
             raise Fault(f"issuer {self.name}: the certificate is not the draft")
         return certificate
 
-    def sign_crl(self, builder: x509.CertificateRevocationListBuilder) -> bytes:
-        """Sign a CRL whose content `status` has decided; returns DER."""
-        builder = builder.issuer_name(self.certificate.subject)
-        return builder.sign(self._key, signature_hash(self._key)).public_bytes(Encoding.DER)
+    @property
+    def algorithm(self) -> bytes:
+        """The AlgorithmIdentifier of what this issuer signs, DER."""
+        return _ALGORITHMS[self._key_type]
+
+    def sign_crl(self, tbs: Iterable[bytes]) -> bytes:
+        """Sign the pieces of a TBSCertList whose content `status` has decided.
+
+        Returns the signature. Raises Fault: it does not verify.
+        RFC 5280 §5.1.
+        """
+        digest = _digest(tbs, signature_hash(self._key))
+        hashed = utils.Prehashed(signature_hash(self._key))
+        if isinstance(self._key, ec.EllipticCurvePrivateKey):
+            signature = self._key.sign(digest, ec.ECDSA(hashed))
+        else:
+            signature = self._key.sign(digest, padding.PKCS1v15(), hashed)
+        if not self._verifies(digest, signature):
+            raise Fault(f"issuer {self.name}: the CRL just signed does not verify")
+        return signature
+
+    def vouches_for(self, tbs: Iterable[bytes], signature: bytes) -> bool:
+        """Tell whether `signature` is ours over these pieces."""
+        return self._verifies(_digest(tbs, signature_hash(self._key)), signature)
+
+    def _verifies(self, digest: bytes, signature: bytes) -> bool:
+        key = self.certificate.public_key()
+        hashed = utils.Prehashed(signature_hash(self._key))
+        try:
+            if isinstance(key, ec.EllipticCurvePublicKey):
+                key.verify(signature, digest, ec.ECDSA(hashed))
+            elif isinstance(key, rsa.RSAPublicKey):
+                key.verify(signature, digest, padding.PKCS1v15(), hashed)
+            else:
+                return False
+        except InvalidSignature:
+            return False
+        return True
+
+
+def _digest(pieces: Iterable[bytes], algorithm: hashes.HashAlgorithm) -> bytes:
+    """Hash what may be 50 MB without joining it; hashlib lets other threads run meanwhile."""
+    digest = hashlib.new(algorithm.name)
+    for piece in pieces:
+        digest.update(piece)
+    return digest.digest()
 
 
 def _access(method: x509.ObjectIdentifier, url: str) -> x509.AccessDescription:

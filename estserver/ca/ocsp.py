@@ -18,6 +18,7 @@ from cryptography.hazmat import asn1
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ObjectIdentifier, OCSPExtensionOID
 
+from estserver.ca import der
 from estserver.ca.issuer import sign_bytes
 from estserver.ca.keys import PrivateKey
 from estserver.errors import BadInput, Error
@@ -26,10 +27,11 @@ from estserver.names import wrap
 
 MAX_REQUEST_BYTES = 4096
 MAX_IDS = 10
-MAX_NONCE_BYTES = 32
-"""RFC 8954's bound. RFC 9654 has clients send up to 128, but no more than 32 need be taken."""
+MAX_NONCE_BYTES = 128
+"""RFC 9654 §2.1: more octets, or none, are malformed."""
 
-_BASIC = ObjectIdentifier("1.3.6.1.5.5.7.48.1.1")
+_BASIC_OID = asn1.encode_der(ObjectIdentifier("1.3.6.1.5.5.7.48.1.1"))
+_NONCE_OID = asn1.encode_der(OCSPExtensionOID.NONCE)
 _UNDERSTOOD = frozenset(
     {
         OCSPExtensionOID.NONCE,
@@ -116,61 +118,6 @@ class _Elements:
 
 
 @asn1.sequence
-class _Revoked:
-    time: asn1.GeneralizedTime
-
-
-@asn1.sequence
-class _RevokedBecause:
-    time: asn1.GeneralizedTime
-    reason: Annotated[asn1.TLV, asn1.Explicit(0)]
-
-
-_CertStatus = (
-    Annotated[asn1.Variant[asn1.Null, Literal["good"]], asn1.Implicit(0)]
-    | Annotated[asn1.Variant[_Revoked, Literal["revoked"]], asn1.Implicit(1)]
-    | Annotated[asn1.Variant[_RevokedBecause, Literal["revoked-because"]], asn1.Implicit(1)]
-    | Annotated[asn1.Variant[asn1.Null, Literal["unknown"]], asn1.Implicit(2)]
-)
-
-
-@asn1.sequence
-class _SingleResponse:
-    cert_id: CertID
-    status: _CertStatus
-    this_update: asn1.GeneralizedTime
-    next_update: Annotated[asn1.GeneralizedTime, asn1.Explicit(0)]
-
-
-@asn1.sequence
-class _ResponseData:
-    responder_key_hash: Annotated[bytes, asn1.Explicit(2)]
-    produced_at: asn1.GeneralizedTime
-    responses: list[_SingleResponse]
-    extensions: Annotated[list[_Extension] | None, asn1.Explicit(1)]
-
-
-@asn1.sequence
-class _BasicResponse:
-    data: asn1.TLV
-    algorithm: asn1.TLV
-    signature: asn1.BitString
-    certificates: Annotated[list[x509.Certificate], asn1.Explicit(0)]
-
-
-@asn1.sequence
-class _ResponseBytes:
-    type: ObjectIdentifier
-    response: bytes
-
-
-@asn1.sequence
-class _Response:
-    status: asn1.TLV
-    content: Annotated[_ResponseBytes, asn1.Explicit(0)]
-
-
-@asn1.sequence
 class _SubjectPublicKeyInfo:
     algorithm: asn1.TLV
     key: asn1.BitString
@@ -191,7 +138,7 @@ def read_request(der: bytes) -> Request:
     """Read one OCSPRequest. A signature on it is not looked at: everybody may ask.
 
     Raises BadInput: not one OCSPRequest of version 1 in DER, longer than MAX_REQUEST_BYTES, none
-    or too many certificates, a nonce of another length than 1 to 32 octets (RFC 8954), a critical
+    or too many certificates, a nonce of another length than 1 to 128 octets (RFC 9654), a critical
     extension that is not understood (§4.1.2).
     """
     if len(der) > MAX_REQUEST_BYTES:
@@ -304,13 +251,19 @@ class Verdict:
 
 
 class Responder:
-    """A delegated responder: the certificate, issued by the CA it answers for, and its key."""
+    """A delegated responder: the certificate, issued by the CA it answers for, and its key.
+
+    What its answers have in common is laid out once.
+    """
 
     def __init__(self, certificate: x509.Certificate, key: PrivateKey) -> None:
         self.certificate = certificate
         self._key = key
         # RFC 6960 §4.2.1: KeyHash is SHA-1, whatever else has moved on.
-        self._key_hash = hashlib.sha1(_key_bits(certificate), usedforsecurity=False).digest()
+        key_hash = hashlib.sha1(_key_bits(certificate), usedforsecurity=False).digest()
+        self._identity = der.tlv(0xA2, der.tlv(der.OCTET_STRING, key_hash))
+        encoded = der.tlv(der.SEQUENCE, certificate.public_bytes(Encoding.DER))
+        self._certificates = der.tlv(0xA0, encoded)
 
     def sign(
         self,
@@ -321,56 +274,38 @@ class Responder:
         next_update: datetime,
     ) -> bytes:
         """Return a successful OCSPResponse, DER, produced at `this_update` (whole seconds, UTC)."""
-        now, then = asn1.GeneralizedTime(this_update), asn1.GeneralizedTime(next_update)
-        echo = None
+        now = der.generalized_time(this_update)
+        times = now + der.tlv(0xA0, der.generalized_time(next_update))
+        singles = b"".join(
+            der.tlv(
+                der.SEQUENCE,
+                asn1.encode_der(verdict.cert_id) + _cert_status(verdict.status) + times,
+            )
+            for verdict in verdicts
+        )
+        content = self._identity + now + der.tlv(der.SEQUENCE, singles)
         if nonce is not None:
-            echo = [_Extension(oid=OCSPExtensionOID.NONCE, critical=None, value=nonce)]
-        data = asn1.encode_der(
-            _ResponseData(
-                responder_key_hash=self._key_hash,
-                produced_at=now,
-                responses=[
-                    _SingleResponse(
-                        cert_id=verdict.cert_id,
-                        status=_cert_status(verdict.status),
-                        this_update=now,
-                        next_update=then,
-                    )
-                    for verdict in verdicts
-                ],
-                extensions=echo,
-            )
-        )
+            echo = der.tlv(der.SEQUENCE, _NONCE_OID + der.tlv(der.OCTET_STRING, nonce))
+            content += der.tlv(0xA1, der.tlv(der.SEQUENCE, echo))
+        data = der.tlv(der.SEQUENCE, content)
         algorithm, signature = sign_bytes(self._key, data)
-        basic = asn1.encode_der(
-            _BasicResponse(
-                data=asn1.decode_der(asn1.TLV, data),
-                algorithm=asn1.decode_der(asn1.TLV, algorithm),
-                signature=asn1.BitString(signature, 0),
-                certificates=[self.certificate],
-            )
-        )
-        return asn1.encode_der(
-            _Response(status=_enumerated(0), content=_ResponseBytes(type=_BASIC, response=basic))
-        )
+        basic = data + algorithm + der.bit_string(signature) + self._certificates
+        response = _BASIC_OID + der.tlv(der.OCTET_STRING, der.tlv(der.SEQUENCE, basic))
+        body = der.tlv(0xA0, der.tlv(der.SEQUENCE, response))
+        return der.tlv(der.SEQUENCE, der.tlv(der.ENUMERATED, b"\0") + body)
 
 
 def refusal(status: ResponseStatus) -> bytes:
     """Return the unsigned OCSPResponse that carries only `status`, DER."""
-    return wrap(_enumerated(status))
+    return der.tlv(der.SEQUENCE, der.tlv(der.ENUMERATED, bytes((status,))))
 
 
-def _enumerated(value: int) -> asn1.TLV:
-    """Make an ENUMERATED, a type that `cryptography.hazmat.asn1` does not know."""
-    return asn1.decode_der(asn1.TLV, bytes((0x0A, 1, value)))
-
-
-def _cert_status(status: Revoked | Literal["good", "unknown"]) -> _CertStatus:
+def _cert_status(status: Revoked | Literal["good", "unknown"]) -> bytes:
+    """Return a CertStatus: NULL or RevokedInfo under an implicit tag."""
     if not isinstance(status, Revoked):
-        return asn1.Variant(asn1.Null(), status)
-    time = asn1.GeneralizedTime(status.time)
-    if status.reason is RevocationReason.UNSPECIFIED:
+        return b"\x80\0" if status == "good" else b"\x82\0"
+    info = der.generalized_time(status.time)
+    if status.reason is not RevocationReason.UNSPECIFIED:
         # RFC 5280 §5.3.1: absent rather than unspecified.
-        return asn1.Variant(_Revoked(time=time), "revoked")
-    reason = _enumerated(_REASONS[status.reason])
-    return asn1.Variant(_RevokedBecause(time=time, reason=reason), "revoked-because")
+        info += der.tlv(0xA0, der.tlv(der.ENUMERATED, bytes((_REASONS[status.reason],))))
+    return der.tlv(0xA1, info)

@@ -9,11 +9,9 @@ import binascii
 import hashlib
 import re
 from collections.abc import Coroutine, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
 from urllib.parse import unquote
 
-from aiohttp import ETag, web
+from aiohttp import web
 from aiohttp.typedefs import Handler
 from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -22,7 +20,8 @@ from estserver.ca import ocsp
 from estserver.errors import BadInput, Error, Fault, NotFound, Refused, Unavailable
 from estserver.protocols import Services
 from estserver.protocols.encoding import certs_only
-from estserver.status import OCSPAnswer
+from estserver.protocols.status_documents import Document, Packer, respond
+from estserver.status import CRL, OCSPAnswer
 
 RENDER: Mapping[type[Error], int] = {
     Refused: 400,
@@ -42,23 +41,17 @@ _REQUEST = "application/ocsp-request"
 _RESPONSE = "application/ocsp-response"
 _BRIEFLY = "public, max-age=5, must-revalidate, no-transform"
 """A revocation must get through caches in seconds; a revalidated CRL costs 304 and no body."""
+_UNCACHED = {"Content-Type": _RESPONSE, "Cache-Control": "no-store"}
 _DAILY = "public, max-age=86400, no-transform"
 _WHERE = "look for /crl/ISSUER.crl, /ca/ISSUER.cer or /ocsp"
 
 
-@dataclass(frozen=True, slots=True)
-class _Document:
-    """What a GET answers: a body with its validators."""
-
-    body: bytes
-    content_type: str
-    etag: str
-    last_modified: datetime | None
-    cache_control: str
-
-
 class StatusProtocol:
-    """`/crl/ISSUER.crl`, `/ca/ISSUER.cer`, `/ca/ISSUER-root.cer`, `/ca/ISSUER.p7c`, `/ocsp`."""
+    """`/crl/ISSUER.crl`, `/ca/ISSUER.cer`, `/ca/ISSUER-root.cer`, `/ca/ISSUER.p7c`, `/ocsp`.
+
+    `/crl/ISSUER/PROFILE.crl` where a profile has a CRL of its own; `/delta/…` in place of `/crl/…`
+    where the issuer makes delta CRLs.
+    """
 
     name = "status"
     prefix = ""
@@ -66,11 +59,14 @@ class StatusProtocol:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._authorities = _authorities(services)
+        self._packer = Packer(services.run)
 
     def application(self) -> web.Application:
         """Return the routes; every error is one sentence in text/plain."""
         application = web.Application(middlewares=[http.observer("status", _render), _say])
-        application.router.add_get("/crl/{file}", self._crl)
+        for path, handler in (("crl", self._crl), ("delta", self._delta)):
+            application.router.add_get(f"/{path}/{{file}}", handler)
+            application.router.add_get(f"/{path}/{{issuer}}/{{file}}", handler)
         application.router.add_get("/ca/{file}", self._authority)
         application.router.add_post("/ocsp", self._ocsp_post)
         # Some clients join URL and request without a slash, some with two.
@@ -81,24 +77,49 @@ class StatusProtocol:
         """Nothing runs besides the requests: the server publishes."""
         return ()
 
-    async def _crl(self, request: web.Request) -> web.Response:
-        """Give an issuer's newest CRL. RFC 5280 §4.2.1.13, RFC 2585 §4.2."""
+    async def _crl(self, request: web.Request) -> web.StreamResponse:
+        """Give an issuer's newest CRL, or its shard. RFC 5280 §4.2.1.13, RFC 2585 §4.2."""
         http.note(request, operation="crl")
-        issuer, dot, extension = request.match_info["file"].rpartition(".")
+        crl = await self._newest(request)
+        return await self._send(request, crl, crl.pieces)
+
+    async def _delta(self, request: web.Request) -> web.StreamResponse:
+        """Give the delta CRL that goes with it. RFC 5280 §5.2.6."""
+        http.note(request, operation="delta")
+        crl = await self._newest(request)
+        delta = crl.delta
+        if delta is None:
+            raise NotFound(f"{crl.issuer} makes no delta CRLs: take /crl/{crl.issuer}.crl")
+        return await self._send(request, crl, delta)
+
+    async def _newest(self, request: web.Request) -> CRL:
+        folder = request.match_info.get("issuer")
+        file, dot, extension = request.match_info["file"].rpartition(".")
         if dot + extension != ".crl":
             raise NotFound(f"there is no such file here: {_WHERE}")
-        crl = await self._services.run(self._services.status.crl, issuer)
+        issuer, profile = (file, "") if folder is None else (folder, file)
+        crl = self._services.status.crl_at_hand(issuer, profile)
+        if crl is None:
+            crl = await self._services.run(self._services.status.crl, issuer, profile)
         http.note(request, label=issuer)
-        etag = f"{crl.number:x}-{int(crl.this_update.timestamp()):x}"
-        return _conditional(request, _Document(crl.der, _CRL, etag, crl.this_update, _BRIEFLY))
+        return crl
 
-    async def _authority(self, request: web.Request) -> web.Response:
+    async def _send(
+        self, request: web.Request, crl: CRL, pieces: Sequence[bytes]
+    ) -> web.StreamResponse:
+        # The same number is never two CRLs, but a restored database may have lost some.
+        etag = f"{crl.number:x}-{int(crl.this_update.timestamp()):x}-{len(pieces[-1]):x}"
+        etag = f"{request.path.split('/', 2)[1]}-{crl.issuer}-{crl.scope}-{etag}"
+        document = Document(pieces, _CRL, etag, crl.this_update, _BRIEFLY)
+        return await respond(request, document, self._packer)
+
+    async def _authority(self, request: web.Request) -> web.StreamResponse:
         """Give a CA certificate. RFC 5280 §4.2.2.1, RFC 2585 §4.1."""
         http.note(request, operation="ca")
         document = self._authorities.get(request.match_info["file"])
         if document is None:
             raise NotFound(f"there is no such file here: {_WHERE}")
-        return _conditional(request, document)
+        return await respond(request, document, self._packer)
 
     async def _ocsp_post(self, request: web.Request) -> web.Response:
         """Answer a request sent as the body. RFC 6960 §A.1."""
@@ -109,10 +130,8 @@ class StatusProtocol:
         body = await http.read_body(
             request, limit=limits.body_bytes, seconds=limits.request_seconds
         )
-        answer = await self._services.run(self._services.status.answer, body)
-        return web.Response(
-            body=answer.der, content_type=_RESPONSE, headers={"Cache-Control": "no-store"}
-        )
+        answer = await self._answer(body)
+        return web.Response(body=answer.der, headers=_UNCACHED)
 
     async def _ocsp_get(self, request: web.Request) -> web.Response:
         """Answer a request that stands in the path. RFC 6960 §A.1, RFC 5019 §5."""
@@ -122,11 +141,16 @@ class StatusProtocol:
         except BadInput:
             # OCSP has an answer of its own for what cannot be read; the authority gives it.
             der = b""
-        answer = await self._services.run(self._services.status.answer, der)
-        return _ocsp_response(answer)
+        return _ocsp_response(await self._answer(der))
+
+    async def _answer(self, request_der: bytes) -> OCSPAnswer:
+        status = self._services.status
+        if (at_hand := status.answer_at_hand(request_der)) is not None:
+            return at_hand
+        return await self._services.run(status.answer, request_der)
 
 
-def _authorities(services: Services) -> dict[str, _Document]:
+def _authorities(services: Services) -> dict[str, Document]:
     """Lay out the CA certificates by file name; they stay the same while the server runs."""
     files: dict[str, tuple[bytes, str]] = {}
     for name, chain in services.chains.items():
@@ -136,7 +160,7 @@ def _authorities(services: Services) -> dict[str, _Document]:
         files[f"{name}.cer"] = (chain[0].public_bytes(Encoding.DER), _CERTIFICATE)
         files[f"{name}.p7c"] = (certs_only(chain), _CERTIFICATES)
     return {
-        file: _Document(body, kind, hashlib.sha256(body).hexdigest()[:32], None, _DAILY)
+        file: Document((body,), kind, hashlib.sha256(body).hexdigest()[:32], None, _DAILY)
         for file, (body, kind) in files.items()
     }
 
@@ -162,35 +186,12 @@ def _request_in(raw_path: str) -> bytes:
 
 def _ocsp_response(answer: OCSPAnswer) -> web.Response:
     """Render an answer to GET with what caches need. RFC 5019 §6.2."""
-    response = web.Response(body=answer.der, content_type=_RESPONSE)
-    response.headers["Cache-Control"] = _BRIEFLY if answer.cacheable else "no-store"
+    response = web.Response(body=answer.der, headers=_UNCACHED)
     if answer.cacheable:
+        response.headers["Cache-Control"] = _BRIEFLY
         response.etag = hashlib.sha256(answer.der).hexdigest()[:32]
         response.last_modified = answer.this_update
     return response
-
-
-def _conditional(request: web.Request, document: _Document) -> web.Response:
-    """Answer with the document, or 304 where the client has it. RFC 9110 §13.1."""
-    matches = request.if_none_match
-    if matches is not None:
-        unchanged = any(_same(tag, document.etag) for tag in matches)
-    else:
-        since, modified = request.if_modified_since, document.last_modified
-        unchanged = since is not None and modified is not None and modified <= since
-    if unchanged:
-        response = web.Response(status=304)
-    else:
-        response = web.Response(body=document.body)
-        response.headers["Content-Type"] = document.content_type
-    response.etag = document.etag
-    response.last_modified = document.last_modified
-    response.headers["Cache-Control"] = document.cache_control
-    return response
-
-
-def _same(tag: ETag, etag: str) -> bool:
-    return tag.value in {"*", etag}
 
 
 @web.middleware

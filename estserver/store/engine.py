@@ -8,6 +8,7 @@ Units that wait at the same moment share one durable commit, each in a savepoint
 fsync costs as much as thirty rows, and a refusal of one unit must not undo its neighbours.
 """
 
+import collections
 import contextlib
 import queue
 import secrets
@@ -69,6 +70,8 @@ class Transaction:
     journals: bool = False
     """Whether anybody keeps what `journal` is told: facts that only a journal needs cost a read."""
     entries: list[Entry] = field(default_factory=list)
+    topics: set[str] = field(default_factory=set)
+    """What this transaction changes that somebody keeps in memory; see `Store.commits`."""
 
     @property
     def at(self) -> int:
@@ -113,6 +116,7 @@ class _Unit:
     future: Future[Any]
     failed: BaseException | None = None
     result: Any = None
+    topics: set[str] = field(default_factory=set)
 
 
 class Store:
@@ -134,6 +138,7 @@ class Store:
         self._closing = threading.Lock()
         self._head: audit.Head | None = None
         self._writer_id = f"{clock.now():%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
+        self._commits: collections.Counter[str] = collections.Counter()
         self._thread = threading.Thread(target=self._write_forever, name="store", daemon=True)
         self._thread.start()
 
@@ -171,6 +176,10 @@ class Store:
         """
         with database_errors(), self._reader.connect() as connection, connection.begin():
             return run(Transaction(connection, self._clock.now()))
+
+    def commits(self, topic: str) -> int:
+        """Count the commits of this process that named `topic`: memory is stale once it grew."""
+        return self._commits[topic]
 
     def close(self) -> None:
         """Finish what is queued, then let go of the database."""
@@ -212,15 +221,22 @@ class Store:
             return
         except BaseException as error:  # noqa: BLE001 - handed to every waiting caller below
             self._head = None
+            self._count(group)
             for unit in group:
                 unit.future.set_exception(unit.failed or error)
             return
         self._head = head
+        self._count(group)
         for unit in group:
             if unit.failed is not None:
                 unit.future.set_exception(unit.failed)
             else:
                 unit.future.set_result(unit.result)
+
+    def _count(self, group: list[_Unit]) -> None:
+        """Count what was committed, or may have been, before anybody is told."""
+        for unit in group:
+            self._commits.update(unit.topics)
 
     def _commit(self, group: list[_Unit]) -> audit.Head:
         with (
@@ -234,6 +250,7 @@ class Store:
                     connection, self._clock.now(), journals=self._journal is not None
                 )
                 try:
+                    unit.topics = transaction.topics
                     with connection.begin_nested():
                         unit.result = unit.run(transaction)
                         following = audit.append(connection, head, transaction.events)

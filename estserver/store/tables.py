@@ -145,9 +145,29 @@ crls = sa.Table(
     metadata,
     sa.Column("issuer", sa.Text, primary_key=True),
     sa.Column("number", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("scope", sa.Text, nullable=False),
     sa.Column("this_update", sa.BigInteger, nullable=False),
     sa.Column("next_update", sa.BigInteger, nullable=False),
-    sa.Column("der", sa.LargeBinary, nullable=False),
+    # The signed CRL around its entries, which are those of the generation up to `entries_size`.
+    sa.Column("head", sa.LargeBinary, nullable=False),
+    sa.Column("tail", sa.LargeBinary, nullable=False),
+    sa.Column("generation", sa.BigInteger, nullable=False),
+    sa.Column("entries_size", sa.BigInteger, nullable=False),
+    sa.Column("entries_count", sa.BigInteger, nullable=False),
+    # Its delta CRL has the entries from here on.
+    sa.Column("base_number", sa.BigInteger, nullable=False),
+    sa.Column("base_size", sa.BigInteger, nullable=False),
+    sa.Column("delta_head", sa.LargeBinary),
+    sa.Column("delta_tail", sa.LargeBinary),
+)
+
+crl_entries = sa.Table(
+    "crl_entries",
+    metadata,
+    sa.Column("generation", sa.BigInteger, primary_key=True, autoincrement=False),
+    # Where they stand among the entries of the generation, in bytes.
+    sa.Column("position", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("entries", sa.LargeBinary, nullable=False),
 )
 
 crl_floors = sa.Table(
