@@ -230,6 +230,21 @@ class Live:
         return Holder(key, answer.certificates()[0])
 
 
+def beside(live: Live) -> Live:
+    """Return a second node, not started: the same directory, database and URLs, other ports."""
+    return Live(live.directory, on_ports(live.settings, free_ports()), live.clock)
+
+
+def on_ports(settings: Settings, ports: Ports) -> Settings:
+    """Return `settings` with the listeners on other ports; what they are called stays."""
+    moved = {
+        name: getattr(settings.listeners, name).model_copy(update={"port": port})
+        for name, port in zip(_LISTENERS, ports_of(ports), strict=True)
+    }
+    listeners = settings.listeners.model_copy(update=moved)
+    return settings.model_copy(update={"listeners": listeners})
+
+
 async def _abort(transports: list[asyncio.Transport]) -> None:
     """Cut connections of browsers that are slow to say goodbye: their loop is about to end."""
     for transport in transports:

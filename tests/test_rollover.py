@@ -32,7 +32,17 @@ from estserver.doctor import examine, pkix_linter
 from estserver.errors import ConfigurationError
 from estserver.model import KeyType
 from tests.command_line import Shell
-from tests.live import Live, MovableClock, Workshop, make_csr, new_key
+from tests.live import (
+    Holder,
+    Live,
+    MovableClock,
+    Workshop,
+    beside,
+    free_ports,
+    make_csr,
+    new_key,
+    on_ports,
+)
 from tests.rollover import PROFILES, Rollover, write_pem
 from tests.web.visitor import Visitor
 
@@ -514,23 +524,16 @@ def test_an_older_certificate_keeps_its_own_chain_in_files_for_people(
     holder = live.enroll(live.invite("device"))
     change.announce()
     change.move_profiles()
-    renewed = live.request(
-        "POST",
-        "/.well-known/est/simplereenroll",
-        body=b64encode(make_csr(new_key(), subject=holder.certificate.subject)),
-        headers={"Content-Type": "application/pkcs10"},
-        holder=holder,
-    )
-    assert renewed.status == 200
+    renewed = _renewed(live, holder).certificate
     page = live.request("GET", "/renew", holder=holder)
     assert page.status == 200
-    enrollment = live.core.ra.find(renewed.certificates()[0].serial_number).enrollment
+    enrollment = live.core.ra.find(renewed.serial_number).enrollment
     # The rollover goes on: this profile has another issuer by now than its certificates.
     change.edit('[profiles.device]\nissuer = "next"', '[profiles.device]\nissuer = "issuing"')
     change.reload()
     file = live.request("GET", f"/renew/certificate.pem?certificate={enrollment}", holder=holder)
     leaf, *above = x509.load_pem_x509_certificates(file.body)
-    assert leaf == renewed.certificates()[0]
+    assert leaf == renewed
     for lower, upper in zip((leaf, *above), above, strict=False):
         if lower.issuer == upper.subject:
             lower.verify_directly_issued_by(upper)
@@ -582,3 +585,43 @@ def _past(certificate: x509.Certificate, root: Authority) -> x509.Certificate:
         .sign(root.key, hashes.SHA256())
     )
     return _certify(request, root, public_key=key, begin=timedelta(days=-9), end=timedelta(days=-1))
+
+
+def test_two_nodes_change_their_root_one_after_the_other(
+    make_live: Callable[[str], Live],
+) -> None:
+    live = make_live("")
+    change = Rollover(live)
+    other = beside(live)
+    other.start()
+    try:
+        holder = other.enroll(other.invite("device"))
+        # One node has been told of the new root, the other is not restarted yet.
+        change.announce()
+        holder = _renewed(live, holder)
+        holder = _renewed(other, holder)
+        other.settings = on_ports(config.load(live.directory / "estserver.toml"), free_ports())
+        other.restart()
+        # One node issues from the new root, the other has had no SIGHUP yet.
+        change.move_profiles()
+        moved = _renewed(live, holder)
+        moved.certificate.verify_directly_issued_by(live.core.chains["next"][0])
+        back = _renewed(other, moved)
+        back.certificate.verify_directly_issued_by(live.core.chains["issuing"][0])
+        _renewed(live, back)
+    finally:
+        other.stop()
+
+
+def _renewed(live: Live, holder: Holder) -> Holder:
+    """Renew over EST with a new key."""
+    key = new_key()
+    answer = live.request(
+        "POST",
+        "/.well-known/est/simplereenroll",
+        body=b64encode(make_csr(key, subject=holder.certificate.subject)),
+        headers={"Content-Type": "application/pkcs10"},
+        holder=holder,
+    )
+    assert answer.status == 200, answer.body
+    return Holder(key, answer.certificates()[0])

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from tests.live import Live, free_ports, ports_of
+from tests.live import Live, beside
 from tests.protocols.acme.wire import Client, Reply, csr_for, eab
 
 _NAMES = ("a.example.org", "b.example.org")
@@ -31,14 +31,7 @@ class Alternating(Client):
 @pytest.fixture
 def other(live: Live) -> Live:
     """Return a second node: the same directory and URLs, other ports."""
-    listeners = live.settings.listeners
-    names = ("web", "devices", "status", "management")
-    moved = {
-        name: getattr(listeners, name).model_copy(update={"port": port})
-        for name, port in zip(names, ports_of(free_ports()), strict=True)
-    }
-    settings = live.settings.model_copy(update={"listeners": listeners.model_copy(update=moved)})
-    return Live(live.directory, settings, live.clock)
+    return beside(live)
 
 
 @pytest.mark.row("ACME-185", "ACME-047", "A-16")
