@@ -1,16 +1,22 @@
-"""`estserver serve` as a process of its own, as an operator runs it."""
+"""`estserver serve` as a process of its own, as an operator runs it, and clients that insist."""
 
+import base64
 import os
 import re
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from http.client import HTTPConnection, HTTPException
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
 
-from tests.live import Live
+from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
+
+from estserver.invitations import Handover
+from tests.live import Live, basic, make_csr, new_key
 
 PATIENCE_SECONDS = 60
 _REPOSITORY = Path(__file__).parent.parent.parent
@@ -48,12 +54,21 @@ class Process:
                 stderr=log,
                 cwd=_REPOSITORY,
             )
+        self.until(self._ready)
+
+    def until(self, happened: Callable[[], bool]) -> None:
+        """Wait for something that the process, which must not end before, brings about."""
+        assert self.child is not None
         deadline = time.monotonic() + PATIENCE_SECONDS
-        while not self._ready():
+        while not happened():
             assert time.monotonic() < deadline, self.log.read_text()
             with suppress(subprocess.TimeoutExpired):
                 self.child.wait(0.05)
                 raise AssertionError(self.log.read_text())
+
+    def told(self, event: str) -> int:
+        """Count the log lines of an event so far."""
+        return len(re.findall(rf"\b{re.escape(event)}\b", self.log.read_text()))
 
     def _ready(self) -> bool:
         port = self.live.settings.listeners.management.port
@@ -101,3 +116,44 @@ class Process:
         match = re.search(rb"VmRSS:\s+(\d+) kB", self.proc("status"))
         assert match is not None
         return int(match[1]) * 1024
+
+
+@dataclass
+class Client:
+    """A device that keeps trying with one PIN and one key until it has a final answer."""
+
+    live: Live
+    handover: Handover
+    patience: int = 2 * PATIENCE_SECONDS
+    received: list[bytes] = field(default_factory=list)
+    final: int = 0
+
+    def run(self) -> None:
+        body = base64.b64encode(make_csr(new_key()))
+        headers = {"Content-Type": "application/pkcs10", "Authorization": basic(self.handover)}
+        context = self.live.tls()
+        deadline = time.monotonic() + self.patience
+        pause = threading.Event()
+        while time.monotonic() < deadline:
+            port = self.live.settings.listeners.devices.port
+            connection = HTTPSConnection("localhost", port, timeout=10, context=context)
+            try:
+                connection.request("POST", "/.well-known/est/simpleenroll", body, headers)
+                response = connection.getresponse()
+                answer = response.read()
+            except (OSError, HTTPException):
+                pause.wait(0.1)
+                continue
+            finally:
+                connection.close()
+            if response.status == 200:
+                certificate = pkcs7.load_der_pkcs7_certificates(base64.b64decode(answer))[0]
+                self.received.append(certificate.public_bytes(Encoding.DER))
+                if len(self.received) == 2:
+                    # The second answer proves that the same question got the same bytes.
+                    self.final = 200
+                    return
+            elif response.status not in {500, 503}:
+                self.final = response.status
+                return
+            pause.wait(0.02)

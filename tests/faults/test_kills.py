@@ -1,26 +1,23 @@
 """A server killed at every named failpoint, again and again, under clients that keep trying."""
 
-import base64
 import os
 import random
 import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.client import HTTPException, HTTPSConnection
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
 
 from estserver import failpoints
 from estserver.core import open_core
 from estserver.invitations import Handover
+from tests.faults.serving import Client
 from tests.invariants import violations
-from tests.live import Live, Workshop, basic, make_csr, new_key
+from tests.live import Live, Workshop
 
 CLIENTS = 6
 PATIENCE_SECONDS = 120
@@ -64,47 +61,6 @@ class Process:
         if self.child is not None and self.child.poll() is None:
             self.child.terminate()
             self.child.wait(PATIENCE_SECONDS)
-
-
-@dataclass
-class Client:
-    """A device that keeps trying with one PIN and one key until it has a final answer."""
-
-    live: Live
-    handover: Handover
-    patience: int = PATIENCE_SECONDS
-    received: list[bytes] = field(default_factory=list)
-    final: int = 0
-
-    def run(self) -> None:
-        body = base64.b64encode(make_csr(new_key()))
-        headers = {"Content-Type": "application/pkcs10", "Authorization": basic(self.handover)}
-        context = self.live.tls()
-        deadline = time.monotonic() + self.patience
-        pause = threading.Event()
-        while time.monotonic() < deadline:
-            port = self.live.settings.listeners.devices.port
-            connection = HTTPSConnection("localhost", port, timeout=10, context=context)
-            try:
-                connection.request("POST", "/.well-known/est/simpleenroll", body, headers)
-                response = connection.getresponse()
-                answer = response.read()
-            except (OSError, HTTPException):
-                pause.wait(0.1)
-                continue
-            finally:
-                connection.close()
-            if response.status == 200:
-                certificate = pkcs7.load_der_pkcs7_certificates(base64.b64decode(answer))[0]
-                self.received.append(certificate.public_bytes(Encoding.DER))
-                if len(self.received) == 2:
-                    # The second answer proves that the same question got the same bytes.
-                    self.final = 200
-                    return
-            elif response.status not in {500, 503}:
-                self.final = response.status
-                return
-            pause.wait(0.02)
 
 
 @pytest.fixture
