@@ -307,7 +307,7 @@ def _est_commands(settings: Settings, invitation: Invitation, access: str) -> li
 
 def root_file(settings: Settings) -> Path:
     """Return the file of the root that the server's own TLS certificates lead to."""
-    issuer = settings.issuers[settings.profiles[settings.est.default_profile].issuer]
+    issuer = settings.issuers[settings.own_issuer]
     return settings.path((issuer.certificate, *issuer.chain)[-1])
 
 

@@ -163,6 +163,11 @@ class Settings(BaseSettings):
                 return f"{listener.url}/acme"
         return None
 
+    @property
+    def own_issuer(self) -> str:
+        """The issuer of the server's own TLS certificates."""
+        return self.tls_issuer or self.profiles[self.est.default_profile].issuer
+
     def secret_files(self) -> list[Path]:
         """List every file that nobody but its owner may read, whether it exists or not."""
         named = [self.secrets.master, self.secrets.passphrase]

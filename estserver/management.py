@@ -70,6 +70,8 @@ class Management:
             for age in self._services.status.ages():
                 if age.red:
                     problems.append(f"the CRL of {age.issuer} is old")
+                if self._services.settings.issuers[age.issuer].retired:
+                    continue
                 if self._services.chains[age.issuer][0].not_valid_after_utc - now < _ENDS_SOON:
                     problems.append(f"the certificate of {age.issuer} expires within 30 days")
         except Error as error:
@@ -85,7 +87,7 @@ class Management:
             registry = CollectorRegistry()
             MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # prometheus_client
         return web.Response(
-            body=generate_latest(http.registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
+            body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
         )
 
     def _measure(self) -> None:

@@ -79,12 +79,11 @@ def internal_profiles(settings: Settings) -> dict[str, ProfileSettings]:
             extended_key_usage=(usage,),
         )
 
-    tls_issuer = settings.tls_issuer or settings.profiles[settings.est.default_profile].issuer
     responders = {
         ocsp_profile(name): profile("OCSP responder", name, "ocspSigning", _OCSP_LIFE)
         for name in settings.issuers
     }
-    return {TLS_PROFILE: profile("TLS", tls_issuer, "serverAuth", _TLS_LIFE), **responders}
+    return {TLS_PROFILE: profile("TLS", settings.own_issuer, "serverAuth", _TLS_LIFE), **responders}
 
 
 @dataclass(frozen=True, slots=True)

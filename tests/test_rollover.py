@@ -450,6 +450,8 @@ def test_the_trust_page_shows_both_roots_and_says_what_is_happening(
     change.move_tls()
     change.retire()
     change.finish()
+    shown_root = Shell(live.directory).run("info").stdout.replace(":", "").upper()
+    assert change.new.fingerprint(hashes.SHA256()).hex().upper() in shown_root
     # From now on whoever looks must have installed the new root.
     monkeypatch.setattr(Live, "root", live.directory / "ca/next-chain.crt")
     page = Visitor(live).get("/trust?lang=en")
