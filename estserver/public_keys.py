@@ -47,6 +47,11 @@ _FAMILIES: dict[str, tuple[KeyFamily, int]] = {
     "secp521r1": ("ec-p521", 521),
 }
 
+_ED25519_PRIME = 2**255 - 19
+_ORDER_8 = 0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD84D3D706A17C7
+# y of the points of order 1, 2, 4 and 8 on the curve of Ed25519.
+_SMALL_ORDER = frozenset({1, _ED25519_PRIME - 1, 0, _ORDER_8, _ED25519_PRIME - _ORDER_8})
+
 # Keys that agree on secrets or wrap them, and cannot make the signature of a CSR (EST-081).
 _UNSIGNING = {
     "1.2.840.113549.1.1.7": "RSAES-OAEP",
@@ -152,6 +157,8 @@ def read_key(info: PublicKeyInfo, spki: bytes) -> PublicKey:
         raise KeyNotAllowed(f"The public key is not well-formed. Use {ALLOWED_KEYS}.") from error
     if not isinstance(key, PublicKey):  # the allow-list admits no other type
         raise _not_allowed("A key of this type")
+    if isinstance(key, ed25519.Ed25519PublicKey):
+        _check_order(key)
     _check_weakness(key)
     return key
 
@@ -194,6 +201,16 @@ def _check_rsa(key: _RSAPublicKey) -> None:
     if key.exponent != _RSA_EXPONENT:
         shown = str(key.exponent) if 0 < key.exponent < 1 << 32 else "this size"
         raise _not_allowed(f"An RSA key with an exponent of {shown}")
+
+
+def _check_order(key: ed25519.Ed25519PublicKey) -> None:
+    """Refuse the points of small order: anybody makes signatures that such a key verifies.
+
+    RFC 8032 §5.1.3 has the encoding: y, little-endian, and in the top bit the sign of x.
+    """
+    y = int.from_bytes(key.public_bytes_raw(), "little") & ((1 << 255) - 1)
+    if y >= _ED25519_PRIME or y in _SMALL_ORDER:
+        raise _not_allowed("An Ed25519 key of small order")
 
 
 def _check_weakness(key: PublicKey) -> None:

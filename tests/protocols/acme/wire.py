@@ -82,6 +82,13 @@ def sign(key: AccountPrivateKey, message: bytes) -> bytes:
     return r.to_bytes(octets) + s.to_bytes(octets)
 
 
+def mac(key: str, alg: str | None = "HS256") -> Callable[[bytes], bytes]:
+    """Return what makes the MAC of an algorithm; `key` is in base64url, as clients are given it."""
+    digest = {"HS384": hashlib.sha384, "HS512": hashlib.sha512}.get(alg or "", hashlib.sha256)
+    raw = base64.urlsafe_b64decode(key + "=" * (-len(key) % 4))
+    return lambda message: hmac.new(raw, message, digest).digest()
+
+
 def flattened(header: Any, payload: Any, signer: Callable[[bytes], bytes]) -> dict[str, Any]:
     """Build a flattened JWS; `payload` None gives a POST-as-GET, bytes go as they are."""
     raw_header = header if isinstance(header, bytes) else json.dumps(header).encode()
@@ -269,9 +276,7 @@ class Client:
         payload = changes.pop("payload", jwk_of(self.key))
         header = {"alg": alg, "kid": number, "url": url} | changes
         header = {name: value for name, value in header.items() if value is not None}
-        digest = {"HS384": hashlib.sha384, "HS512": hashlib.sha512}.get(alg or "", hashlib.sha256)
-        raw = base64.urlsafe_b64decode(mac_key + "=" * (-len(mac_key) % 4))
-        return flattened(header, payload, lambda m: hmac.new(raw, m, digest).digest())
+        return flattened(header, payload, mac(mac_key, alg))
 
     def register(self, handover: Handover | pebble.Invited | None = None, **fields: Any) -> Reply:
         """Make the account, bound to an invitation if one is given."""
