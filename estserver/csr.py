@@ -8,6 +8,7 @@ Invariants:
 - Only key and proof of possession ever reach a certificate; all else is there to be compared.
 """
 
+import binascii
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from estserver.model import PublicKey, Secret
 from estserver.names import read_name, read_names, read_text, wrap
 from estserver.public_keys import (
     ALLOWED_KEYS,
+    P256_KEY,
     KeyDescription,
     PublicKeyInfo,
     allows,
@@ -49,6 +51,7 @@ __all__ = [
     "form_of",
     "read_csr",
     "read_names_only",
+    "reads_quickly",
 ]
 
 MAX_NAMES = 100
@@ -224,6 +227,14 @@ def read_csr(body: bytes) -> CSR:
             change_subject=asked.change_subject,
             attributes=asked.attributes,
         )
+
+
+def reads_quickly(body: bytes) -> bool:
+    """Tell whether `read_csr` will take much less than a millisecond: by its looks, a P-256 key."""
+    try:
+        return P256_KEY in binascii.a2b_base64(body)
+    except binascii.Error:
+        return False
 
 
 def read_names_only(body: bytes) -> NamesOnly:

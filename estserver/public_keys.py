@@ -81,6 +81,8 @@ _REFUSED_CURVES = {
     "1.3.36.3.3.2.8.1.1.13": "brainpoolP512r1",
 }
 
+P256_KEY = bytes.fromhex("3059301306072a8648ce3d020106082a8648ce3d03010703420004")
+"""How the SubjectPublicKeyInfo of every P-256 key begins: 64 octets follow, the point."""
 _OID_TAG = b"\x06"
 _NULL_TAG = b"\x05"
 

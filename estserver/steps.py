@@ -81,8 +81,19 @@ def apart(run: Callable[[], T]) -> Steps[T]:
 
 
 def alone(tx: Transaction, runs: Sequence[Callable[[Transaction], T]]) -> list[T]:
-    """Do what each wants done; a `Together` that is never given more than one unit of work."""
+    """Do what each wants done; never given more than one unit of work."""
     return [run(tx) for run in runs]
+
+
+def do(tx: Transaction, together: Together[A, T], mine: Sequence[A]) -> Sequence[T | Error]:
+    """Do a step for all of `mine` in one transaction.
+
+    Raises the refusal of one that is alone, so that nothing of its unit of work is kept.
+    """
+    outcomes = together(tx, mine)
+    if len(mine) == 1 and isinstance(outcomes[0], Error):
+        raise outcomes[0]
+    return outcomes
 
 
 def walk(steps: Steps[T], store: Store) -> T:
@@ -107,17 +118,6 @@ def _do(step: Read | Write | Apart, store: Store) -> Any:
         case Apart(run):
             return run()
         case Read(together, mine):
-            (outcome,) = store.read(lambda tx: together(tx, [mine]))
+            return store.read(lambda tx: do(tx, together, [mine]))[0]
         case Write(together, mine):
-            (outcome,) = store.write(lambda tx: _accepted(together(tx, [mine])))
-    if isinstance(outcome, Error):
-        raise outcome
-    return outcome
-
-
-def _accepted(outcomes: Sequence[Any]) -> Sequence[Any]:
-    """Raise the refusal of a walk that is alone, so that nothing of its unit is kept."""
-    for outcome in outcomes:
-        if isinstance(outcome, Error):
-            raise outcome
-    return outcomes
+            return store.write(lambda tx: do(tx, together, [mine]))[0]

@@ -20,6 +20,7 @@ from estserver.ca.chains import Chains
 from estserver.ca.issuer import Issuer, StatusURLs
 from estserver.ca.keys import PrivateKey, generate_key
 from estserver.config import Settings
+from estserver.convoy import Convoy
 from estserver.csr import read_csr
 from estserver.duties import Duties
 from estserver.invitations import Invitations
@@ -190,6 +191,7 @@ class House:
             journal=None,
             status=self.status,
             executor=executor,
+            convoy=Convoy(self.store, executor),
             duties=Duties(self.store, self.clock, "test", executor),
         )
 

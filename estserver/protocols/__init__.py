@@ -15,6 +15,7 @@ from aiohttp import web
 from estserver.authentication import Authenticator
 from estserver.ca.chains import Chains
 from estserver.config import Settings
+from estserver.convoy import Convoy
 from estserver.duties import Duties
 from estserver.errors import Refused, Unavailable
 from estserver.invitations import Invitations
@@ -24,6 +25,7 @@ from estserver.model import Clock, Origin
 from estserver.profiles import Profile
 from estserver.ra import RegistrationAuthority
 from estserver.status import StatusAuthority
+from estserver.steps import Steps
 from estserver.store import Store
 
 P = ParamSpec("P")
@@ -32,7 +34,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What a door may use. The core is synchronous: call it through `run`."""
+    """What a door may use. The core is synchronous: call it through `run`, or walk its steps."""
 
     settings: Settings
     clock: Clock
@@ -47,6 +49,7 @@ class Services:
     status: StatusAuthority
     journal: FileJournal | None
     executor: Executor
+    convoy: Convoy
     duties: Duties
     """For what a door does again and again: `background` may return `duties.perform(Duty(…))`."""
 
@@ -58,6 +61,13 @@ class Services:
         loop = asyncio.get_running_loop()
         call = loop.run_in_executor(self.executor, lambda: function(*args, **kwargs))
         return await asyncio.shield(call)
+
+    async def walk(self, steps: Steps[T]) -> T:
+        """Walk through the core in company: for what many customers ask at the same time.
+
+        A client that hangs up does not stop it half-way.
+        """
+        return await self.convoy.walk(steps)
 
     async def record_refusal(self, applicant: str, error: Refused, origin: Origin) -> None:
         """Put the refusal of an identified applicant into the audit trail.

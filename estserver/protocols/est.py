@@ -11,6 +11,7 @@ Invariants:
 import base64
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 from aiohttp import web
@@ -18,7 +19,7 @@ from cryptography import x509
 
 from estserver import http
 from estserver.authentication import CertificateCredential, PINCredential, loosely
-from estserver.csr import CSR, Form, form_of, read_csr, read_names_only
+from estserver.csr import CSR, Form, form_of, read_csr, read_names_only, reads_quickly
 from estserver.errors import (
     BadCredentials,
     BadCSR,
@@ -40,6 +41,8 @@ from estserver.protocols.est_keygen import check_request, key_and_certificate, m
 from estserver.protocols.est_linking import NONE, Channel, channel_of, verify_linking
 from estserver.protocols.est_names import change_names
 from estserver.ra import EnrollmentRequest
+from estserver.renewal_information import ASK_AGAIN_SECONDS, RenewalInformation, as_json
+from estserver.steps import Steps, apart
 
 __all__ = ["RENDER", "ESTProtocol"]
 
@@ -60,7 +63,8 @@ class _Shown:
     certificate: CertificateCredential | None
 
 
-Judge = Callable[[str | None, _Shown], Entitlement]
+_NOTHING = _Shown(None, None)
+Judge = Callable[[str | None, _Shown], Steps[Entitlement]]
 
 
 class ESTProtocol:
@@ -77,7 +81,9 @@ class ESTProtocol:
             "csrattrs": (_READ, self._csrattrs),
             "simpleenroll": (_WRITE, self._simpleenroll),
             "simplereenroll": (_WRITE, self._simplereenroll),
+            "renewal-info": (_READ, self._renewal_information),
         }
+        self._information = RenewalInformation(services.store, services.clock, services.chains)
         if self._settings.serverkeygen:
             self._operations["serverkeygen"] = (_WRITE, self._serverkeygen)
 
@@ -112,6 +118,12 @@ class ESTProtocol:
                 label = None
             case ["", label, name] if label in self._services.profiles and label[0] != "_":
                 pass
+            case ["", "renewal-info", _]:
+                return None, "renewal-info"
+            case ["", label, "renewal-info", _] if (
+                label in self._services.profiles and label[0] != "_"
+            ):
+                return label, "renewal-info"
             case _:
                 raise NotFound("no such label")
         if name not in self._operations:
@@ -144,6 +156,17 @@ class ESTProtocol:
         grant = None if entitlement is None else entitlement.grant
         return est_answers.base64(request, announce(profile, grant), "application/csrattrs")
 
+    async def _renewal_information(
+        self, request: web.Request, label: str | None
+    ) -> web.StreamResponse:
+        """Say when to renew a certificate, to anybody, as ACME does (RFC 9773 §4.2)."""
+        identifier = request.rel_url.path_safe.rpartition("/")[2]
+        record = await self._services.run(self._information.find, identifier)
+        if label not in (None, record.profile):
+            raise NotFound("there is no such certificate")
+        window = await self._services.run(self._information.window_of, record)
+        return est_answers.json(as_json(window), retry_after=ASK_AGAIN_SECONDS)
+
     async def _addressed(
         self, request: web.Request, label: str | None
     ) -> tuple[Profile, Entitlement | None]:
@@ -155,21 +178,22 @@ class ESTProtocol:
         profiles = self._services.profiles
         anonymous = profiles[label or self._settings.default_profile]
         try:
-            entitlement = await self._services.run(self._recognize, label, _shown(request))
+            shown = _shown(request)
+            if shown == _NOTHING:
+                return anonymous, None
+            entitlement = await self._services.walk(self._recognize(label, shown))
         except Refused:
-            return anonymous, None
-        if entitlement is None:
             return anonymous, None
         http.note(request, profile=entitlement.profile, applicant=str(entitlement.applicant))
         return profiles[entitlement.profile], entitlement
 
-    def _recognize(self, label: str | None, shown: _Shown) -> Entitlement | None:
+    def _recognize(self, label: str | None, shown: _Shown) -> Steps[Entitlement]:
         authenticator = self._services.authenticator
         if shown.pin is not None:
-            return authenticator.entitle(shown.pin, label, counted=False)
+            return (yield from authenticator.entitling(shown.pin, label, counted=False))
         if shown.certificate is not None:
-            return authenticator.renew(shown.certificate, profile=label)
-        return None
+            return (yield from authenticator.renewing(shown.certificate, profile=label))
+        raise _ask_for_pin()
 
     # -- enrollment ------------------------------------------------------------------------------
 
@@ -181,7 +205,7 @@ class ESTProtocol:
         """Renew or rekey the certificate that the TLS client shows (§4.2.2)."""
         return await self._enroll(request, label, self._entitle_to_renew)
 
-    def _entitle_to_enroll(self, label: str | None, shown: _Shown) -> Entitlement:
+    def _entitle_to_enroll(self, label: str | None, shown: _Shown) -> Steps[Entitlement]:
         """Judge who asks for a certificate.
 
         A certificate of the applicant alone is enough, since "a server MUST NOT assume client
@@ -191,12 +215,13 @@ class ESTProtocol:
         """
         authenticator = self._services.authenticator
         if shown.pin is not None:
-            return authenticator.entitle(shown.pin, label)
+            return (yield from authenticator.entitling(shown.pin, label))
         if shown.certificate is not None:
-            return loosely(authenticator.renew(shown.certificate, profile=label))
-        raise CredentialsRequired("send the invitation number and the PIN as HTTP Basic")
+            renewal = yield from authenticator.renewing(shown.certificate, profile=label)
+            return loosely(renewal)
+        raise _ask_for_pin()
 
-    def _entitle_to_renew(self, label: str | None, shown: _Shown) -> Entitlement:
+    def _entitle_to_renew(self, label: str | None, shown: _Shown) -> Steps[Entitlement]:
         """Judge who renews: the TLS client certificate is the one being renewed (§3.3.2).
 
         Raises NotEntitled and what `Authenticator` raises.
@@ -207,11 +232,13 @@ class ESTProtocol:
                 "re-enroll needs the certificate being renewed: present it in the TLS handshake; "
                 "if it is lost or expired, ask for a new PIN and use simpleenroll"
             )
-        entitlement = authenticator.renew(shown.certificate, profile=label, pin=shown.pin)
+        entitlement = yield from authenticator.renewing(
+            shown.certificate, profile=label, pin=shown.pin
+        )
         authority = entitlement.authority
         if shown.pin is not None and isinstance(authority, Renewal) and not authority.spends_pin:
             # The PIN is not needed, but a credential that is shown must be right (EST-057).
-            invitation = authenticator.invitation(shown.pin)
+            invitation = yield from authenticator.finding_invitation(shown.pin)
             if invitation.number != authority.invitation:
                 raise NotEntitled("the PIN belongs to another registration than the certificate")
         return entitlement
@@ -219,9 +246,10 @@ class ESTProtocol:
     async def _enroll(
         self, request: web.Request, label: str | None, judge: Judge
     ) -> web.StreamResponse:
-        body, entitlement = await self._admit(request, label, judge)
-        answer, proof = await self._services.run(
-            self._issue, body, entitlement, channel_of(request), http.origin(request)
+        body = await self._read(request)
+        judging = judge(label, _shown(request))
+        answer, proof = await self._services.walk(
+            self._enrolling(request, body, judging, channel_of(request))
         )
         http.note(request, enrollment=answer.enrollment, proof=proof)
         if isinstance(answer, Pending):
@@ -230,22 +258,25 @@ class ESTProtocol:
         response = est_answers.base64(request, certs_only([answer.der]), est_answers.CERTIFICATES)
         return await http.delivered(response, request)
 
-    async def _admit(
-        self, request: web.Request, label: str | None, judge: Judge
-    ) -> tuple[bytes, Entitlement]:
-        """Read the body, then say who asks; the body is looked into only for those who may ask.
-
-        Raises BodyTooLarge, SlowBody, UnsupportedMediaType, and what `judge` raises.
-        """
+    async def _read(self, request: web.Request) -> bytes:
+        """Read the body. Raises BodyTooLarge, SlowBody, UnsupportedMediaType."""
         limits = self._services.settings.limits
-        body = await http.read_body(
+        return await http.read_body(
             request, limit=limits.body_bytes, seconds=limits.request_seconds
         )
-        entitlement = await self._services.run(judge, label, _shown(request))
+
+    def _admit(
+        self, request: web.Request, body: bytes, judging: Steps[Entitlement]
+    ) -> Steps[Entitlement]:
+        """Say who asks; the body is looked into only for those who may ask.
+
+        Raises UnsupportedMediaType, BadCSR, and what `judging` raises.
+        """
+        entitlement = yield from judging
         http.note(request, profile=entitlement.profile, applicant=str(entitlement.applicant))
         _check_content_type(request)
         self._check_form(request, body)
-        return body, entitlement
+        return entitlement
 
     def _check_form(self, request: web.Request, body: bytes) -> None:
         """Take PEM and DER only where the settings do. Raises BadCSR. RFC 8951 §3."""
@@ -256,67 +287,80 @@ class ESTProtocol:
             raise BadCSR(f"the body is not base64 of DER but {form.value.upper()}")
         log.info("csr.tolerated", request_id=request[http.REFERENCE], error=f"sent as {form.value}")
 
-    def _issue(
-        self, body: bytes, entitlement: Entitlement, channel: Channel, origin: Origin
-    ) -> tuple[Issued | Pending, str]:
-        """Turn an entitlement and a request body into a certificate; return it and the proof."""
-        csr = read_csr(body)
+    def _enrolling(
+        self, request: web.Request, body: bytes, judging: Steps[Entitlement], channel: Channel
+    ) -> Steps[tuple[Issued | Pending, str]]:
+        """Turn a request body into a certificate; return it and the proof."""
+        entitlement = yield from self._admit(request, body, judging)
+        if reads_quickly(body):
+            csr = read_csr(body)
+        else:
+            csr = yield from apart(partial(read_csr, body))
         profile = self._services.profiles[entitlement.profile]
         proof = verify_linking(csr, channel, profile.settings.pop_linking)
-        csr, entitlement = change_names(
-            csr,
-            entitlement,
-            profile=profile,
-            registered=self._registered(entitlement, profile),
-            now=self._services.clock.now(),
-        )
-        return self._ask(csr, entitlement, origin, proof), proof
+        if csr.change_subject is not None:
+            csr, entitlement = change_names(
+                csr,
+                entitlement,
+                profile=profile,
+                registered=(yield from self._registered(entitlement, profile)),
+                now=self._services.clock.now(),
+            )
+        answer = yield from self._ask(csr, entitlement, http.origin(request), proof)
+        return answer, proof
 
     def _ask(
         self, csr: CSR, entitlement: Entitlement, origin: Origin, proof: str
-    ) -> Issued | Pending:
+    ) -> Steps[Issued | Pending]:
         via = Via.RENEWAL if isinstance(entitlement.authority, Renewal) else Via.EST
-        return self._services.ra.enroll(EnrollmentRequest(entitlement, csr, via, origin, proof))
+        return self._services.ra.enrolling(EnrollmentRequest(entitlement, csr, via, origin, proof))
 
-    def _registered(self, entitlement: Entitlement, profile: Profile) -> Grant | None:
+    def _registered(self, entitlement: Entitlement, profile: Profile) -> Steps[Grant | None]:
         """Return what the registration behind a renewal grants today, None if there is none."""
         authority = entitlement.authority
         if not isinstance(authority, Renewal) or authority.invitation is None:
             return None
-        return profile.grant(self._services.invitations.get(authority.invitation))
+        invitation = yield from self._services.invitations.getting(authority.invitation)
+        return profile.grant(invitation)
 
     # -- keys made here --------------------------------------------------------------------------
 
     async def _serverkeygen(self, request: web.Request, label: str | None) -> web.StreamResponse:
         """Make a key for the applicant and enroll it; the answer is its only copy (§4.4)."""
-        body, entitlement = await self._admit(request, label, self._entitle_to_enroll)
-        if not entitlement.approved:
-            raise NotEntitled(
-                "an officer must approve this enrollment, and a server-made key cannot wait: "
-                "make the key yourself and use simpleenroll"
-            )
-        issued, key = await self._services.run(
-            self._issue_with_key, body, entitlement, channel_of(request), http.origin(request)
+        body = await self._read(request)
+        judging = self._entitle_to_enroll(label, _shown(request))
+        issued, key = await self._services.walk(
+            self._enrolling_with_key(request, body, judging, channel_of(request))
         )
         http.note(request, enrollment=issued.enrollment)
         _note_serial(request, issued)
         content_type, parts = key_and_certificate(key, certs_only([issued.der]))
         return await http.delivered(est_answers.multipart(content_type, parts), request)
 
-    def _issue_with_key(
-        self, body: bytes, entitlement: Entitlement, channel: Channel, origin: Origin
-    ) -> tuple[Issued, bytes]:
+    def _enrolling_with_key(
+        self, request: web.Request, body: bytes, judging: Steps[Entitlement], channel: Channel
+    ) -> Steps[tuple[Issued, bytes]]:
         """Make a key, send its CSR down the common street; return certificate and PKCS#8 DER."""
+        entitlement = yield from self._admit(request, body, judging)
+        if not entitlement.approved:
+            raise NotEntitled(
+                "an officer must approve this enrollment, and a server-made key cannot wait: "
+                "make the key yourself and use simpleenroll"
+            )
         asked = read_names_only(body)
         check_request(asked)
         settings = self._services.profiles[entitlement.profile].settings
         # The client proves no possession, so linking is not required; what is there must be right.
         verify_linking(asked, channel, "off" if settings.pop_linking == "off" else "optional")
-        csr, key = make_key(asked, settings.keys[0])
-        answer = self._ask(csr, entitlement, origin, NONE)
+        csr, key = yield from apart(partial(make_key, asked, settings.keys[0]))
+        answer = yield from self._ask(csr, entitlement, http.origin(request), NONE)
         if isinstance(answer, Pending):
             raise Fault("an approved enrollment with a server-made key is pending")
         return answer, key
+
+
+def _ask_for_pin() -> CredentialsRequired:
+    return CredentialsRequired("send the invitation number and the PIN as HTTP Basic")
 
 
 def _shown(request: web.Request) -> _Shown:

@@ -14,11 +14,12 @@ import queue
 import secrets
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import event as sa_event
@@ -133,7 +134,7 @@ class Store:
             if self._engine.dialect.name == "postgresql"
             else self._engine
         )
-        self._queue: queue.SimpleQueue[_Unit | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[list[_Unit] | None] = queue.SimpleQueue()
         self._closed = False
         self._closing = threading.Lock()
         self._head: audit.Head | None = None
@@ -153,21 +154,26 @@ class Store:
         Raises whatever `run` raises (nothing is written then), and Unavailable: the database is
         busy, full, read-only, gone or closing.
         """
+        (outcome,) = self.write_all([run])
+        result: T = outcome()
+        return result
+
+    def write_all(self, runs: Sequence[Callable[[Transaction], T]]) -> list[Callable[[], T]]:
+        """Run several units of work as `write` runs one, sharing one commit.
+
+        Returns for each a function that returns its result, or raises what `write` would raise.
+        Raises Unavailable: the database is closing.
+        """
         if threading.current_thread() is self._thread:
             raise Fault("a unit of work started another one")
-        unit = _Unit(run, Future())
+        units = [_Unit(run, Future()) for run in runs]
         with self._closing:
             # Nothing may queue behind the end mark: nobody would ever answer it.
             if self._closed:
                 raise Unavailable("the server is stopping", retry_after=timedelta(seconds=5))
-            self._queue.put(unit)
-        # A unit that has not begun in time is withdrawn; one that has gets a moment more to tell.
-        if not _settled(unit.future, _WAIT_SECONDS) and (
-            unit.future.cancel() or not _settled(unit.future, _LAST_SECONDS)
-        ):
-            raise _busy()
-        result: T = unit.future.result()
-        return result
+            self._queue.put(units)
+        begun_by = time.monotonic() + _WAIT_SECONDS
+        return [_outcome(unit.future, begun_by) for unit in units]
 
     def read(self, run: Callable[[Transaction], T]) -> T:
         """Run `run` on a snapshot and return its result.
@@ -192,20 +198,19 @@ class Store:
         self._engine.dispose()
 
     def _write_forever(self) -> None:
-        while (unit := self._queue.get()) is not None:
-            group = [unit]
-            stop = False
+        while (arrived := self._queue.get()) is not None:
+            group = arrived
+            following: list[_Unit] | None = []
             while len(group) < _GROUP:
                 try:
                     following = self._queue.get_nowait()
                 except queue.Empty:
                     break
                 if following is None:
-                    stop = True
                     break
-                group.append(following)
+                group = group + following
             self._write_group([u for u in group if u.future.set_running_or_notify_cancel()])
-            if stop:
+            if following is None:
                 return
 
     def _write_group(self, group: list[_Unit]) -> None:
@@ -285,6 +290,22 @@ class Store:
         """Name a chain: after a failed commit nobody knows whether the old one has grown."""
         self._writer_id = f"{self._writer_id.rsplit('.', 1)[0]}.{secrets.token_hex(2)}"
         return self._writer_id
+
+
+def _outcome(future: Future[T], begun_by: float) -> Callable[[], T]:
+    """Wait for a unit, and return what tells how it ended.
+
+    One that has not begun in time is withdrawn; one that has gets a moment more to tell.
+    """
+    if _settled(future, begun_by - time.monotonic()) or (
+        not future.cancel() and _settled(future, begun_by + _LAST_SECONDS - time.monotonic())
+    ):
+        return future.result
+    return _tell_busy
+
+
+def _tell_busy() -> NoReturn:
+    raise _busy()
 
 
 def _settled(future: Future[Any], seconds: float) -> bool:

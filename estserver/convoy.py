@@ -1,0 +1,199 @@
+"""Convoy: many walks through the core side by side, for doors with many customers.
+
+One thread takes every walk that waits as far as its next step, then does the steps of all of them:
+one snapshot for what they read, one commit for what they write, one message to the event loop for
+those that have arrived. What costs a hop between threads, a transaction or an fsync costs it once
+for all. A walk that fails, or that is refused, keeps none of the others.
+"""
+
+import asyncio
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from typing import Any, NoReturn, TypeVar
+
+from estserver.errors import Unavailable
+from estserver.steps import Apart, Read, Steps, Together, Write, alone, do
+from estserver.store import Store, Transaction
+
+T = TypeVar("T")
+
+_LONGEST_SECONDS = 28
+"""How long anybody waits, below the 30 s of invariant I8; the walk itself goes on to its end."""
+
+
+_Askers = list[tuple["_Walk", Any]]
+_Unit = tuple[Together[Any, Any], _Askers]
+_Run = Callable[[Transaction], Sequence[Any]]
+_Tell = Callable[[], Sequence[Any]]
+
+
+@dataclass(slots=True)
+class _Walk:
+    """A walk, who waits for it, and what its last step came to."""
+
+    steps: Steps[Any]
+    loop: asyncio.AbstractEventLoop
+    waiting: asyncio.Future[Any]
+    outcome: Any = None
+    error: BaseException | None = None
+    away: bool = False
+
+    def advance(self) -> Read | Write | Apart | None:
+        """Go on to the next step; None: this was the end."""
+        error, self.error = self.error, None
+        try:
+            return self.steps.send(self.outcome) if error is None else self.steps.throw(error)
+        except StopIteration as end:
+            self.outcome = end.value
+        except BaseException as failure:  # noqa: BLE001 - for whoever waits
+            self.error = failure
+        return None
+
+    def settle(self) -> None:
+        """Tell whoever waits; on the event loop only."""
+        if self.waiting.done():  # the client is gone, or was told to come again
+            return
+        if self.error is None:
+            self.waiting.set_result(self.outcome)
+        else:
+            self.waiting.set_exception(self.error)
+
+
+class Convoy:
+    """Walks for those who wait on event loops. `close` takes all to their ends first."""
+
+    def __init__(self, store: Store, executor: Executor) -> None:
+        """`executor` is where steps that take long are done apart."""
+        self._store = store
+        self._executor = executor
+        self._arrivals: queue.SimpleQueue[_Walk | None] = queue.SimpleQueue()
+        self._away = 0
+        self._thread = threading.Thread(target=self._drive, name="convoy", daemon=True)
+        self._thread.start()
+
+    async def walk(self, steps: Steps[T]) -> T:
+        """Take a walk along and return what it returns; it goes on when nobody waits any more.
+
+        Raises what the walk raises, and Unavailable: it has not come to its end in time.
+        """
+        loop = asyncio.get_running_loop()
+        waiting: asyncio.Future[T] = loop.create_future()
+        self._arrivals.put(_Walk(steps, loop, waiting))
+        try:
+            async with asyncio.timeout(_LONGEST_SECONDS):
+                return await waiting
+        except TimeoutError:
+            raise Unavailable(
+                "this takes too long: ask again", retry_after=timedelta(seconds=5)
+            ) from None
+
+    def close(self) -> None:
+        """Return when every walk has come to its end; no other may begin."""
+        self._arrivals.put(None)
+        self._thread.join()
+
+    def _drive(self) -> None:
+        walking: list[_Walk] = []
+        closing = False
+        while walking or self._away or not closing:
+            arrived = self._arrived(wait=not walking)
+            closing = closing or None in arrived
+            walking = self._turn(walking + [walk for walk in arrived if walk is not None])
+
+    def _arrived(self, *, wait: bool) -> list[_Walk | None]:
+        arrived = [self._arrivals.get()] if wait else []
+        while not self._arrivals.empty():
+            arrived.append(self._arrivals.get())
+        for walk in arrived:
+            if walk is not None and walk.away:
+                walk.away = False
+                self._away -= 1
+        return arrived
+
+    def _turn(self, walks: Sequence[_Walk]) -> list[_Walk]:
+        """Take each walk one step further; return those that go on."""
+        reads: dict[Together[Any, Any], _Askers] = {}
+        writes: dict[Together[Any, Any], _Askers] = {}
+        ended: dict[asyncio.AbstractEventLoop, list[_Walk]] = {}
+        for walk in walks:
+            match walk.advance():
+                case Read(together, mine):
+                    reads.setdefault(together, []).append((walk, mine))
+                case Write(together, mine):
+                    writes.setdefault(together, []).append((walk, mine))
+                case Apart(run):
+                    self._go_apart(walk, run)
+                case None:
+                    ended.setdefault(walk.loop, []).append(walk)
+        for loop, arrived in ended.items():
+            # Without its loop nobody waits for an answer any more.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(_settle, arrived)
+        self._do(list(reads.items()), self._read_all)
+        self._do(_divided(writes), self._write_all)
+        return [walk for askers in (*reads.values(), *writes.values()) for walk, _ in askers]
+
+    def _go_apart(self, walk: _Walk, run: Callable[[], Any]) -> None:
+        def work() -> None:
+            try:
+                walk.outcome = run()
+            except BaseException as error:  # noqa: BLE001 - the walk's to judge
+                walk.error = error
+            self._arrivals.put(walk)
+
+        walk.away = True
+        self._away += 1
+        self._executor.submit(work)
+
+    def _do(
+        self, units: Sequence[_Unit], run_all: Callable[[Sequence[_Run]], Sequence[_Tell]]
+    ) -> None:
+        """Do steps, equal ones together; what cannot be done together is tried one by one."""
+        if not units:
+            return
+        runs = [partial(do, together=how, mine=[mine for _, mine in who]) for how, who in units]
+        again: list[_Unit] = []
+        for (together, askers), tell in zip(units, run_all(runs), strict=True):
+            try:
+                outcomes = tell()
+            except BaseException as error:  # noqa: BLE001 - the walks' to judge
+                if len(askers) > 1 and not isinstance(error, Unavailable):
+                    again += [(together, [asker]) for asker in askers]
+                    continue
+                outcomes = [error] * len(askers)
+            for (walk, _), outcome in zip(askers, outcomes, strict=True):
+                if isinstance(outcome, BaseException):
+                    walk.error = outcome
+                else:
+                    walk.outcome = outcome
+        self._do(again, run_all)
+
+    def _read_all(self, runs: Sequence[_Run]) -> Sequence[_Tell]:
+        return [partial(self._store.read, run) for run in runs]
+
+    def _write_all(self, runs: Sequence[_Run]) -> Sequence[_Tell]:
+        try:
+            return self._store.write_all(runs)
+        except Unavailable as error:
+            return [partial(_refuse, error)] * len(runs)
+
+
+def _divided(writes: Mapping[Together[Any, Any], _Askers]) -> list[_Unit]:
+    """Make units of work: one for all who do the same, one each for those who do theirs alone."""
+    shared = [(together, askers) for together, askers in writes.items() if together is not alone]
+    return shared + [(alone, [asker]) for asker in writes.get(alone, ())]
+
+
+def _refuse(error: Unavailable) -> NoReturn:
+    raise error
+
+
+def _settle(arrived: Sequence[_Walk]) -> None:
+    for walk in arrived:
+        walk.settle()
