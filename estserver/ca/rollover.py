@@ -133,17 +133,16 @@ class Ceremony:
         chain = files.chain_of(self._known_certificates())
         check_chain(chain, key.public_key(), self.now)
         certificate = self._path(issuer.certificate)
-        above = [one for path in issuer.chain for one in _certificates(self._path(path))]
-        if certificate.exists():
-            (before, *_) = _certificates(certificate)
-            if not same_authority(before, chain[0]) or above != list(chain[1:]):
-                raise Conflict(
-                    f"issuer {name} is {common_name(before)} below {common_name(above[-1])}, this "
-                    f"is {common_name(chain[0])} below {common_name(chain[-1])}: add it under "
-                    "another name (`estserver ca request`)"
-                )
-        elif not above:
+        before = [*_certificates(certificate)]
+        before += [one for path in issuer.chain for one in _certificates(self._path(path))]
+        if not before and issuer.chain:
             _write_certificates(self._path(issuer.chain[0]), chain[1:])
+        elif not _continues(before, chain):
+            raise Conflict(
+                f"issuer {name} is configured below another CA or with another name than this: "
+                f"{common_name(chain[0])} below {common_name(chain[-1])}: add it under another "
+                "name (`estserver ca request`)"
+            )
         _write_certificates(certificate, chain[:1])
         return Added(name, chain, (), "")
 
@@ -244,11 +243,12 @@ class Ceremony:
         issuer = self._settings_of(name)
         chain = files.chain_of(self._known_certificates())
         check_chain(chain, key.public_key(), self.now)
-        known = read_chains(self.settings) if self.settings.issuers else {}
+        known = read_chains(self.settings)
         for other, existing in known.items():
             if existing[0].subject == chain[0].subject:
                 raise Conflict(f"issuer {other} is called {common_name(chain[0])} too")
-        roots = [chain[-1], *(existing[-1] for existing in known.values())]
+        older = [name for name in succeeds if name in known]
+        roots = [chain[-1], *(root for name in older for root in known.roots(name))]
         cross = files.crosses()
         for certificate in cross:
             check_cross(certificate, roots)
@@ -333,9 +333,9 @@ def certify(root: Authority, csr: bytes, now: datetime) -> x509.Certificate:
 
 
 def append(configuration: Path, toml: str) -> None:
-    """Add tables to a configuration file, if the outcome is one.
+    """Add tables to a configuration file, if a server could start with the outcome.
 
-    Raises ConfigurationError: it would be none; the file stays as it was.
+    Raises ConfigurationError: it could not; the file stays as it was.
     """
     path = configuration.resolve()
     draft = path.with_name(path.name + ".new")
@@ -343,7 +343,7 @@ def append(configuration: Path, toml: str) -> None:
     with _undone_on_failure(draft):
         draft.write_text(f"{text.rstrip()}\n\n{toml}", encoding="utf-8")
         draft.chmod(path.stat().st_mode & 0o777)
-        config.load(draft)
+        read_chains(config.load(draft))
         draft.replace(path)
 
 
@@ -388,6 +388,11 @@ def _write_certificates(path: Path, certificates: Sequence[x509.Certificate]) ->
     draft = path.with_name(path.name + ".new")
     draft.write_bytes(_pem(certificates))
     draft.replace(path)
+
+
+def _continues(before: Sequence[x509.Certificate], chain: Chain) -> bool:
+    """Tell whether `chain` is that of the same CA below the same ones: only its first is new."""
+    return same_authority(before[0], chain[0]) and [*before[1:]] == [*chain[1:]]
 
 
 def _require_same(given: x509.Certificate, root: x509.Certificate) -> None:
