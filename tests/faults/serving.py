@@ -38,6 +38,11 @@ class Process:
 
     def start(self) -> None:
         """Start, and wait until it is ready."""
+        self.begin()
+        self.until(self._ready)
+
+    def begin(self) -> None:
+        """Start, and wait for nothing: a failpoint may end it before it is ready."""
         with self.log.open("ab") as log:
             self.child = subprocess.Popen(
                 [
@@ -54,7 +59,6 @@ class Process:
                 stderr=log,
                 cwd=_REPOSITORY,
             )
-        self.until(self._ready)
 
     def until(self, happened: Callable[[], bool]) -> None:
         """Wait for something that the process, which must not end before, brings about."""
