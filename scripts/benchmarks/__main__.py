@@ -23,6 +23,7 @@ from scripts.benchmarks.scenarios import SCENARIOS
 
 _MARKS = ("<!-- bench -->\n", "<!-- /bench -->\n")
 _BEGINNING_SECONDS = 5
+_KINDS_SHOWN = 3
 
 
 def _arguments() -> argparse.Namespace:
@@ -63,9 +64,9 @@ def _arguments() -> argparse.Namespace:
 
 
 def _extent(arguments: argparse.Namespace) -> Extent:
-    usual = Extent(3, 3.0, 1_000_000, 0)
+    usual = Extent(3, 2.5, 1_000_000, 2_000)
     if arguments.quick:
-        usual = Extent(1, 1.0, 100_000, 0)
+        usual = Extent(1, 1.0, 100_000, 500)
     return Extent(
         arguments.rounds or usual.rounds,
         arguments.seconds or usual.seconds,
@@ -114,7 +115,7 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "results": results,
         "absent": course.absent,
         "broken": course.broken,
-        "failures": {name: dict(kinds) for name, kinds in course.failures.items()},
+        "failures": {name: dict(kinds.most_common()) for name, kinds in course.failures.items()},
         "checked_certificates": course.checker.checked,
         "table": [asdict(line) for line in table.lines(results)],
     }
@@ -135,7 +136,7 @@ def _show(report: dict[str, Any], *, with_table: bool) -> None:
     print("\n".join(f"{name}: {value}" for name, value in report["machine"].items()), end="\n\n")
     print("\n".join(table.text_results(report["results"])), end="\n\n")
     for name, kinds in report["failures"].items():
-        for kind, count in kinds.items():
+        for kind, count in list(kinds.items())[:_KINDS_SHOWN]:
             print(f"{name}: failed {count} times: {kind}")
     for name, reason in report["absent"].items():
         print(f"{name}: absent: {reason}")
@@ -143,31 +144,35 @@ def _show(report: dict[str, Any], *, with_table: bool) -> None:
         print(f"{name}: went wrong: {reason}")
     print(f"{report['checked_certificates']} certificates checked against their CSRs")
     if with_table:
+        print(table.ceiling(report["results"]))
         print("\n" + "\n".join(table.text_table(table.lines(report["results"]))))
     print(f"\n{report['took_seconds']} seconds")
 
 
-def _write_readme(report: dict[str, Any]) -> None:
-    """Replace what stands between the marks in README.md by the figures of a run."""
-    readme = REPOSITORY / "README.md"
-    before, _, rest = readme.read_text(encoding="utf-8").partition(_MARKS[0])
+def with_figures(readme: str, report: dict[str, Any]) -> str:
+    """Return the text of README.md with the figures of a run between its marks."""
+    before, _, rest = readme.partition(_MARKS[0])
     _, _, after = rest.partition(_MARKS[1])
     machine = report["machine"]
     head = (
         f"Measured {report['at'][:10]}: {machine['processor']}, {machine['cores']} cores, "
         f"{machine['tls library']}, {machine['file system']}; medians of "
-        f"{report['extent']['rounds']} rounds.\n\n"
+        f"{report['extent']['rounds']} round(s).\n\n"
     )
     results = report["results"]
     body = "\n".join(table.markdown(table.lines(results), results)) + "\n"
-    readme.write_text(before + _MARKS[0] + head + body + _MARKS[1] + after, encoding="utf-8")
+    return before + _MARKS[0] + head + body + _MARKS[1] + after
 
 
 def main() -> None:
     """Do what the command line says."""
     arguments = _arguments()
     if arguments.readme is not None:
-        _write_readme(json.loads(arguments.readme.read_text()))
+        readme = REPOSITORY / "README.md"
+        text = with_figures(
+            readme.read_text(encoding="utf-8"), json.loads(arguments.readme.read_text())
+        )
+        readme.write_text(text, encoding="utf-8")
         return
     report = _measure(arguments)
     if arguments.json is not None:

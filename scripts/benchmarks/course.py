@@ -29,7 +29,7 @@ class Extent:
     certificates: int
     """In the large database."""
     enrollments: int
-    """Made before the memory of a worker is looked at; those of the run's loads count."""
+    """Made before the memory of a worker is looked at."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,12 +48,19 @@ def _starts(course: Course) -> Figures:
 
 
 def memory(course: Course, stack: ExitStack) -> list[Measurement]:
-    """The worker that had the run's loads on SQLite, and how it grows by idle connections."""
-    served = sqlite(course, stack)
-    return [Measurement("memory", partial(_memory, course, served))]
+    """A worker after many enrollments, what idle connections add, and one that did everything."""
+    measurements = []
+    if "sqlite" in course.shared:
+        pid = sqlite(course, stack).roots[0]
+        measurements.append(
+            Measurement("memory after all loads", lambda: {"rss_mb": resident_megabytes(pid)})
+        )
+    served = serve(course, stack, make_instance(course.folder / "memory"))
+    return [*measurements, Measurement("memory", partial(_memory, course, served))]
 
 
 def _memory(course: Course, served: Served) -> Figures:
+    warm_up(course, served)
     while served.enrolled < course.extent.enrollments:
         enroll(course, served, "memory kept 64", 64, keep_alive=True)
     pid = served.roots[0]

@@ -3,7 +3,6 @@
 import base64
 import multiprocessing
 import random
-import resource
 import subprocess
 import time
 from collections.abc import Callable
@@ -35,7 +34,7 @@ from scripts.benchmarks.instances import (
     help_of,
     make_instance,
 )
-from scripts.benchmarks.machine import on_cores, pinned
+from scripts.benchmarks.machine import on_cores, peak_megabytes, pinned
 from scripts.benchmarks.peers import Absent
 
 _ORIGIN = Origin("bench", "cli")
@@ -198,7 +197,6 @@ def _crl(course: Course, count: int) -> Figures:
 
 def publish(configuration: Path, large: Large, cores: tuple[int, ...]) -> Figures:
     """Publish the CRL of everything, revoke one more, publish again."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with on_cores(cores):
         core = open_core(config.load(configuration), SystemClock(), with_keys=True)
         try:
@@ -219,14 +217,12 @@ def publish(configuration: Path, large: Large, cores: tuple[int, ...]) -> Figure
                 raise RuntimeError("the second CRL does not list the new revocation")
         finally:
             core.close()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         "cold_s": cold,
         "again_s": again,
         "entries": entries,
         "megabytes": len(newest) / 1e6,
-        "peak_rss_mb": peak / 1024,
-        "rss_before_mb": before / 1024,
+        "peak_rss_mb": peak_megabytes(),
     }
 
 
@@ -242,14 +238,16 @@ def revocation(course: Course, _: ExitStack) -> list[Measurement]:
 
 
 def _revoke(course: Course, instance: Instance, large: Large) -> Figures:
-    valid = [number for number in range(large.count) if number % _REVOKED_EVERY][:_BULK]
+    newest = range(large.count - 1, -1, -1)
+    valid = [number for number in newest if number % _REVOKED_EVERY][:_BULK]
     serials = course.folder / "serials"
     serials.write_text("".join(f"{large.serial(number):x}\n" for number in valid))
     arguments = ("--serials", serials, "--reason", "superseded", "--yes")
-    command = [*ESTSERVER, "--config", instance.configuration, "certificates", "revoke-selected"]
+    configuration = str(instance.configuration)
+    command = (*ESTSERVER, "--config", configuration, "certificates", "revoke-selected")
     begun = time.monotonic()
     done = subprocess.run(
-        pinned([*command, *arguments], course.cores.server),
+        pinned((*command, *arguments), course.cores.server),
         check=True,
         cwd=REPOSITORY,
         capture_output=True,

@@ -97,6 +97,12 @@ def resident_megabytes(pid: int) -> float:
     return pages * resource.getpagesize() / 1e6
 
 
+def peak_megabytes() -> float:
+    """Most memory that this process has held since it was executed (getrusage knows its parent)."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1e3
+
+
 def busy_seconds(cores: tuple[int, ...]) -> float:
     """Seconds that these cores have worked for anybody, stolen time included."""
     wanted = {f"cpu{core}" for core in cores}

@@ -46,7 +46,7 @@ SCENARIOS = (
     Scenario("lists", "lists of many certificates", growth.lists, _large(40), alternates=False),
     Scenario("ocsp", "OCSP answers", growth.ocsp, _large(5), alternates=False),
     Scenario(
-        "revocation", "ten thousand revocations", growth.revocation, _once(1), alternates=False
+        "revocation", "ten thousand revocations", growth.revocation, _once(15), alternates=False
     ),
     Scenario("crl", "CRLs", growth.crl, _large(60), alternates=False),
 )

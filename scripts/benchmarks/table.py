@@ -1,7 +1,7 @@
 """The table: for each line floor, moonshot and what was measured, and whether it holds.
 
 Where one core serves, a line is a ratio of rates by the clock. Where others were at work on that
-core, or where the server's processes share the generator's, it is the same ratio by CPU seconds,
+core, or where the generator had no more to give, it is the same ratio by the server's CPU seconds,
 and the line says so.
 """
 
@@ -70,15 +70,22 @@ def _line(rule: _Rule, results: Results) -> Line:
 # -- ratios ----------------------------------------------------------------------------------------
 
 
-def _rate(figures: Figures) -> float:
-    """Answers a second of one core: by the clock, or by CPU time where others used the core."""
-    if figures.get("others", 0.0) > BUSY:
-        return 1e6 / figures["server_cpu_us"]
-    return figures["per_second"]
+_SPENT = 0.9
+"""Share of its cores' time from which on the generator may be what holds a load up."""
 
 
 def _note(*rows: Figures) -> str:
-    return "by CPU" if any(row.get("others", 0.0) > BUSY for row in rows) else ""
+    """Say if one of these loads must be judged by CPU time."""
+    return "by CPU" if any(map(_held_up, rows)) else ""
+
+
+def _held_up(row: Figures) -> bool:
+    return row["others"] > BUSY or row["generator_busy"] > _SPENT
+
+
+def _rate(figures: Figures) -> float:
+    """Answers a second of one core."""
+    return 1e6 / figures["server_cpu_us"] if _held_up(figures) else figures["per_second"]
 
 
 def _share(of: Figures, limit: float) -> tuple[float, str]:
@@ -162,7 +169,7 @@ def _plain(row: str, figure: str, note: str = "") -> Callable[[Results], tuple[f
 
 def _after(results: Results) -> tuple[float, str]:
     row = results["memory"]
-    return row["rss_mb"], f"after {row['enrollments']:,.0f} enrollments"
+    return row["rss_mb"], f"EST only, after {row['enrollments']:,.0f} enrollments"
 
 
 def _ocsp(results: Results) -> tuple[float, str]:
@@ -232,6 +239,19 @@ _RULES = (
         at_most=True,
     ),
 )
+
+
+def ceiling(results: Results) -> str:
+    """Say what the generator alone can do: nginx answers it at once."""
+    try:
+        fresh, kept = results["nginx fresh 16"], results["nginx kept 16"]
+    except KeyError:
+        return "The generator's ceiling was not measured (scenario limits, with nginx)."
+    new, old = (1e6 / row["generator_cpu_us"] for row in (fresh, kept))
+    return (
+        f"A core of the generator's manages {new:,.0f} new TLS connections a second, "
+        f"or {old:,.0f} requests over kept ones."
+    )
 
 
 # -- showing ---------------------------------------------------------------------------------------
