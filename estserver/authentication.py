@@ -48,7 +48,7 @@ from estserver.model import (
 from estserver.names import format_general_name
 from estserver.profiles import Profile, covers, outside
 from estserver.steps import Steps, look, walk
-from estserver.store import Store, certificates
+from estserver.store import Store, campaigns, certificates
 
 __all__ = [
     "ACMEAccount",
@@ -267,7 +267,7 @@ class Authenticator:
             raise NotEntitled("certificates of this kind are not renewed here")
         if profile is not None and profile != record.profile:
             raise NotEntitled(f"this certificate is not renewed at the label {profile}")
-        self._require_time(record, rules)
+        yield from self._requiring_time(record, rules)
         invitation = None
         if record.invitation is not None:
             invitation = yield from self._invitations.getting(record.invitation)
@@ -377,7 +377,7 @@ class Authenticator:
                 return record.enrollment
         return None
 
-    def _require_time(self, record: CertificateRecord, rules: Profile) -> None:
+    def _requiring_time(self, record: CertificateRecord, rules: Profile) -> Steps[None]:
         now = self._clock.now()
         renewal = rules.settings.renewal
         day = f"{record.not_after:%Y-%m-%d}"
@@ -389,6 +389,9 @@ class Authenticator:
                 values={"serial": record.serial_hex, "date": day},
             )
         if renewal.window is not None and now < record.not_after - renewal.window:
+            if (yield from look(lambda tx: campaigns.running(tx, record.enrollment))) is not None:
+                # Asked to renew early: it would be unkind to refuse it.
+                return
             opens = f"{record.not_after - renewal.window:%Y-%m-%d}"
             raise CertificateRefused(
                 f"it is too early to renew: not before {opens}",

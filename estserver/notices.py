@@ -12,6 +12,7 @@ from functools import partial
 from estserver.model import CertificateRecord, Clock, RevocationReason
 from estserver.profiles import Profile
 from estserver.store import Store, Transaction, certificates, outbox, registrations
+from estserver.store.campaigns import Campaign
 from estserver.store.engine import to_unix
 
 _LATE = timedelta(days=3)
@@ -31,6 +32,18 @@ def tell_issued(tx: Transaction, record: CertificateRecord) -> None:
 def tell_revoked(tx: Transaction, record: CertificateRecord, reason: RevocationReason) -> None:
     """Tell the owner, if there is an address, that a certificate was revoked and why."""
     _tell(tx, record, f"revoked-{record.enrollment}", "revoked", reason=reason.value)
+
+
+def tell_campaign(tx: Transaction, record: CertificateRecord, campaign: Campaign) -> None:
+    """Ask the owner, if there is an address, to renew by the date of a campaign."""
+    _tell(
+        tx,
+        record,
+        f"renew-early-{campaign.name}-{record.enrollment}",
+        "renew-early",
+        renew_by=str(to_unix(campaign.renew_by)),
+        explanation=campaign.explanation or "",
+    )
 
 
 class Reminders:

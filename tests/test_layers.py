@@ -15,7 +15,7 @@ ROOMS = (
     ("ca", "store", "mail"),
     ("steps", "convoy", "spending"),
     ("invitations", "notices", "external_binding", "throttling"),
-    ("revoking", "authentication", "credentials", "intents", "approvals"),
+    ("revoking", "campaigns", "renewal_information", "authentication", "credentials", "intents", "approvals"),
     ("ra", "status"),
     ("own_certificates",),
     ("core", "duties", "anchor"),
@@ -23,7 +23,7 @@ ROOMS = (
     ("http",),
     ("protocols", "web", "management"),
     ("logs", "listeners", "systemd"),
-    ("server", "doctor", "verification"),
+    ("server", "doctor", "verification", "backup", "recovery"),
     ("supervisor",),
     ("cli",),
 )

@@ -40,6 +40,7 @@ _PLACEHOLDERS = {
     "replaced": _OWNERS - {"not_after"},
     "expiring": _OWNERS | {"days", "renewal_url"},
     "expired": _OWNERS,
+    "renew-early": _OWNERS | {"renew_by", "explanation", "renewal_url"},
     "revoked": (_OWNERS - {"not_after"}) | {"reason"},
     "pin-guessed": _ADMINISTRATORS | {"failures"},
     "pin-dead": _ADMINISTRATORS,
@@ -188,12 +189,13 @@ class LetterWriter:
         for key in ("serial", "old_serial"):
             if key in said:
                 said[key] = _with_colons(said[key])
-        if "not_after" in said:
-            said["not_after"] = _moment(_parsed(said["not_after"]), language)
+        for key in ("not_after", "renew_by"):
+            if key in said:
+                said[key] = _moment(_parsed(said[key]), language)
         if "reason" in said:
             english, japanese = _REASONS[RevocationReason(said["reason"])]
             said["reason"] = japanese if language is Language.JA else english
-        if letter.template == "expiring":
+        if "renewal_url" in _PLACEHOLDERS[letter.template]:
             ends = invitation.renew_until
             shut = invitation.state is InvitationState.CANCELLED or (
                 ends is not None and ends <= letter.created_at

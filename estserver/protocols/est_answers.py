@@ -7,6 +7,7 @@ spelling, always a Content-Length, never a redirect.
 """
 
 from collections.abc import Mapping
+from json import dumps
 
 from aiohttp import web
 
@@ -127,6 +128,12 @@ def base64(request: web.Request, der: bytes, content_type: str) -> web.Response:
     """
     headers = {"Content-Type": content_type, "Content-Transfer-Encoding": "base64"}
     return _response(200, headers, wrap_base64(der, columns_of(request)))
+
+
+def json(body: Mapping[str, object], *, retry_after: int) -> web.Response:
+    """Return JSON as it is, which the renewal information is, unlike all else of EST."""
+    headers = {"Content-Type": "application/json", "Retry-After": str(retry_after)}
+    return _response(200, headers, dumps(body).encode())
 
 
 def columns_of(request: web.Request) -> int | None:

@@ -178,6 +178,25 @@ crl_floors = sa.Table(
 )
 """Numbers that were published before a restore forgot them: the next CRL gets a higher one."""
 
+campaigns = sa.Table(
+    "campaigns",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("begins_at", sa.BigInteger, nullable=False),
+    sa.Column("renew_by", sa.BigInteger, nullable=False),
+    sa.Column("explanation", sa.Text),
+    sa.Column("created_by", sa.Text, nullable=False),
+    sa.Column("ended_at", sa.BigInteger),
+)
+
+campaign_members = sa.Table(
+    "campaign_members",
+    metadata,
+    sa.Column("enrollment", sa.Text, sa.ForeignKey("certificates.enrollment"), primary_key=True),
+    sa.Column("campaign", sa.Text, sa.ForeignKey("campaigns.name"), primary_key=True),
+    sa.Index(None, "campaign", "enrollment"),
+)
+
 outbox = sa.Table(
     "outbox",
     metadata,

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
 from cryptography.x509 import ocsp
 
 from estserver.model import CertificateState, RevocationReason
-from estserver.protocols.acme.renewals import read_certificate_id
+from estserver.renewal_information import read_certificate_id
 from tests.live import Live, new_key
 from tests.protocols.acme.wire import Certified, Client, Server, b64, csr_for, registered
 
