@@ -73,6 +73,14 @@ class AnchorFile:
         if newest is None or newest >= EVERY:
             self.drop(store, now)
 
+    def lost_rows(self, store: Store) -> int:
+        """Count the rows at the ends of chains that were anchored and are not there."""
+        ends = {writer: end for anchor in self.read() for writer, end in anchor.ends.items()}
+        there = store.read(audit_checks.chain_ends)
+        return sum(
+            max(0, seq - there.get(writer, (0, b""))[0]) for writer, (seq, _) in ends.items()
+        )
+
     def begin_anew(self, now: datetime, why: str) -> None:
         """Let what is anchored so far count no more; it stays readable. Raises OSError."""
         with self._alone() as descriptor:

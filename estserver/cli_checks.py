@@ -1,5 +1,6 @@
 """Commands that look whether an instance and its records are sound."""
 
+import sys
 from dataclasses import asdict
 
 import click
@@ -8,7 +9,7 @@ from estserver.cli_operator import Operator
 from estserver.cli_output import print_json
 from estserver.core import SystemClock
 from estserver.doctor import Verdict, examine
-from estserver.verification import verify
+from estserver.verification import Verification, record, verify
 
 
 @click.command("doctor")
@@ -32,17 +33,28 @@ def doctor_command(operator: Operator, *, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def verify_command(operator: Operator, *, as_json: bool) -> None:
-    """Re-check every stored certificate and the audit chain against the records."""
+    """Re-check every stored certificate, the CRLs, and the audit trail with its anchor."""
     with operator.core() as core:
-        result = verify(core)
+        result = verify(core, _show_progress)
+        _print_verification(result, as_json=as_json)
+        record(core, result, by=operator.by, origin=operator.origin)
+    if result.problems:
+        raise click.exceptions.Exit(1)
+
+
+def _print_verification(result: Verification, *, as_json: bool) -> None:
     if as_json:
         print_json(asdict(result))
     else:
         for problem in result.problems:
             click.echo(problem)
         click.echo(
-            f"{result.certificates} certificates and {result.events} audit rows re-checked: "
+            f"{result.certificates} certificates, {result.answers} CRLs and {result.events} audit "
+            f"rows with {result.anchors} anchors re-checked: "
             + (f"{len(result.problems)} problems" if result.problems else "all fit")
         )
-    if result.problems:
-        raise click.exceptions.Exit(1)
+
+
+def _show_progress(what: str, done: int) -> None:
+    if sys.stderr.isatty():
+        click.echo(f"\r{done} {what} … ", nl=False, err=True)

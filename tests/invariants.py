@@ -134,7 +134,11 @@ def _everything_is_audited(tx: Transaction) -> Iterator[str]:
     }
     intended = {item[1] for item in seen if item[0] == "certificate.intended"}
     issued = {item[1] for item in seen if item[0] == "certificate.issued"}
+    recovered = {item[1] for item in seen if item[0] == "certificate.recovered"}
     for row in tx.connection.execute(sa.select(certificates)):
+        if f"certificate {int(row.serial, 16):x}" in recovered:
+            # What said so before is lost with the database that was restored.
+            continue
         if f"enrollment {row.enrollment}" not in intended:
             yield f"I7: nothing in the audit trail says that {row.serial} was intended"
         if row.sha256 is not None and f"certificate {int(row.serial, 16):x}" not in issued:

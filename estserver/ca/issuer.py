@@ -251,5 +251,14 @@ def _digest(pieces: Iterable[bytes], algorithm: hashes.HashAlgorithm) -> bytes:
     return digest.digest()
 
 
+def unsigned(tbs: bytes) -> x509.Certificate:
+    """Wrap a to-be-signed certificate so that it can be read; there is no signature on it."""
+    algorithm = asn1.decode_der(asn1.TLV, _ALGORITHMS[KeyType.EC_P256])
+    certificate = _Certificate(
+        tbs=asn1.decode_der(asn1.TLV, tbs), algorithm=algorithm, signature=asn1.BitString(b"", 0)
+    )
+    return x509.load_der_x509_certificate(asn1.encode_der(certificate))
+
+
 def _access(method: x509.ObjectIdentifier, url: str) -> x509.AccessDescription:
     return x509.AccessDescription(method, x509.UniformResourceIdentifier(url))

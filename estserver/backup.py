@@ -1,0 +1,263 @@
+"""Backup and restore of a whole instance: database, configuration, CA certificates, keys, secrets.
+
+A backup is a folder with a copy of every file and a manifest, written last, that names each with
+its SHA-256: a folder without one is no backup. Files of the instance's folder lie under `instance/`
+as they lay there; others, which the configuration names, under `elsewhere/`, and go back to where
+they were. What happened after the backup stands in the journal; that and the audit anchor are no
+part of it, since they are to outlive what is restored.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from estserver import config
+from estserver.ca.keys import write_private
+from estserver.config import Settings
+from estserver.core import Core
+from estserver.errors import BadInput
+from estserver.model import Clock, Event, Origin
+from estserver.store import Store, dumping, health
+
+MANIFEST = "manifest.json"
+_FORMAT = 1
+_DATABASE, _INSIDE, _OUTSIDE = "database", "instance", "elsewhere"
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """One file of a backup: `path` in the backup, `place` where it belongs.
+
+    A relative `place` starts at the instance's folder.
+    """
+
+    kind: str
+    path: str
+    place: str
+    mode: int
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a backup holds; `directory` is where the instance was."""
+
+    made_at: str
+    version: str
+    directory: str
+    configuration: str
+    files: tuple[Kept, ...]
+
+    @property
+    def secrets(self) -> int:
+        """How many files of it are secrets in the clear."""
+        return sum(file.kind == "secret" for file in self.files)
+
+
+# -- backup ---------------------------------------------------------------------------------------
+
+
+def back_up(
+    core: Core, configuration: Path, target: Path, *, with_secrets: bool, by: str, origin: Origin
+) -> Manifest:
+    """Write a backup of a running or resting instance into `target`, which is empty or absent.
+
+    Raises BadInput: the folder is not empty or cannot be written; ConfigurationError: pg_dump.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise BadInput(f"{target} is not empty: choose a new folder")
+    settings = core.settings
+    try:
+        target.mkdir(mode=0o700, parents=True, exist_ok=True)
+        kept = [_copy_database(core.store, settings, target)]
+        secret = {settings.path(path).resolve() for path in _secrets(settings)}
+        for source in _sources(settings, configuration):
+            kind = "configuration" if source == configuration.resolve() else "file"
+            if source in secret:
+                if not with_secrets:
+                    continue
+                kind = "secret"
+            kept.append(_copy(source, settings.directory.resolve(), target, kind))
+        manifest = Manifest(
+            made_at=core.clock.now().isoformat(),
+            version=version("estserver"),
+            directory=str(settings.directory.resolve()),
+            configuration=configuration.resolve().name,
+            files=tuple(kept),
+        )
+        text = json.dumps({"format": _FORMAT, **asdict(manifest)}, indent=2)
+        write_private(target / MANIFEST, text.encode())
+    except OSError as error:
+        raise BadInput(f"{error.filename or target}: {error.strerror}") from error
+    told: dict[str, str | int | bool | None] = {
+        "files": len(kept),
+        "secrets": manifest.secrets,
+        "manifest_sha256": hashlib.sha256(text.encode()).hexdigest(),
+    }
+    event = Event("instance.backed-up", by, "instance", told)
+    core.store.write(lambda tx: tx.audit(event, origin))
+    return manifest
+
+
+def _secrets(settings: Settings) -> list[Path]:
+    """List the files that lie open: CA keys are encrypted under one of them."""
+    named = (settings.secrets.master, settings.secrets.passphrase, settings.mail.password_file)
+    return [path for path in named if path is not None]
+
+
+def _sources(settings: Settings, configuration: Path) -> list[Path]:
+    """List every file of an instance but its database: what settings name, and what it made."""
+    named = {settings.path(path) for path in _paths(settings)}
+    folders = [settings.path(Path(name)) for name in ("ca", "keys", "secrets")]
+    made = {path for folder in folders for path in folder.rglob("*")}
+    files = {path.resolve() for path in named | made | {configuration} if path.is_file()}
+    return sorted(files - {settings.database_file, settings.path(settings.audit.anchor).resolve()})
+
+
+def _paths(settings: Settings) -> Iterator[Path]:
+    """Yield every path among settings, however deep."""
+    pending: list[Any] = [settings.model_dump()]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, Path):
+            yield value
+        elif isinstance(value, dict):
+            pending += value.values()
+        elif isinstance(value, tuple | list):
+            pending += value
+
+
+def _copy_database(store: Store, settings: Settings, target: Path) -> Kept:
+    path = target / _DATABASE
+    dumping.dump(store, path)
+    path.chmod(0o600)
+    _sync(path)
+    place = "" if settings.database_file is None else str(settings.database_file)
+    return _kept("database", path, target, place, 0o600)
+
+
+def _copy(source: Path, directory: Path, target: Path, kind: str) -> Kept:
+    inside = source.is_relative_to(directory)
+    place = source.relative_to(directory) if inside else source.relative_to("/")
+    path = target / (_INSIDE if inside else _OUTSIDE) / place
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    shutil.copyfile(source, path)
+    path.chmod(0o600)
+    _sync(path)
+    mode = source.stat().st_mode & 0o777
+    return _kept(kind, path, target, str(place if inside else source), mode)
+
+
+def _kept(kind: str, path: Path, target: Path, place: str, mode: int) -> Kept:
+    octets = path.stat().st_size
+    return Kept(kind, str(path.relative_to(target)), place, mode, octets, _file_sha256(path))
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# -- restore --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """An instance brought back; `missing` are the secrets that the backup was made without."""
+
+    configuration: Path
+    manifest: Manifest
+    missing: tuple[Path, ...]
+
+
+def restore(
+    source: Path, directory: Path | None, clock: Clock, *, by: str, origin: Origin
+) -> Restored:
+    """Make the instance of a backup anew in `directory`, or where it was. Overwrites nothing.
+
+    Raises BadInput: no backup, a damaged one, or something stands where it would write.
+    """
+    manifest = read_manifest(source)
+    into = Path(manifest.directory) if directory is None else directory.resolve()
+    files = [file for file in manifest.files if file.kind != "database"]
+    for file in manifest.files:
+        path = source / file.path
+        if not path.is_file() or _file_sha256(path) != file.sha256:
+            raise BadInput(f"{path}: is missing or not what was backed up: nothing was restored")
+    settings = config.load(source / _INSIDE / manifest.configuration)
+    settings = settings.model_copy(update={"directory": into})
+    dumping.require_empty(settings.database_url)
+    fresh = [file for file in files if not _is_there(file, into)]
+    written: list[Path] = []
+    try:
+        for file in fresh:
+            _put(source / file.path, into / file.place, file.mode)
+            written.append(into / file.place)
+        dumping.refill(settings.database_url, source / _DATABASE)
+        _record(settings, manifest, clock, by, origin)
+    except BaseException as error:
+        for path in written:
+            path.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise BadInput(f"{error.filename or into}: {error.strerror}") from error
+        raise
+    missing = tuple(path for path in map(settings.path, _secrets(settings)) if not path.exists())
+    return Restored(into / manifest.configuration, manifest, missing)
+
+
+def read_manifest(source: Path) -> Manifest:
+    """Read what a backup holds. Raises BadInput: it is no backup, or of another kind."""
+    try:
+        fields = json.loads((source / MANIFEST).read_text(encoding="utf-8"))
+        if fields.pop("format") != _FORMAT:
+            raise BadInput(f"{source}: the backup is of another version of estserver")
+        kept = tuple(Kept(**file) for file in fields.pop("files"))
+        manifest = Manifest(**fields, files=kept)
+    except FileNotFoundError as error:
+        raise BadInput(f"{source}: is no backup: it has no {MANIFEST}") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{source / MANIFEST}: cannot be read") from error
+    if any(".." in Path(name).parts for file in kept for name in (file.path, file.place)):
+        raise BadInput(f"{source / MANIFEST}: a path leads out of the backup")
+    return manifest
+
+
+def _is_there(file: Kept, into: Path) -> bool:
+    """Tell whether a file outside the instance is there as it was. Raises BadInput: another is."""
+    place = into / file.place
+    if not place.exists():
+        return False
+    if Path(file.place).is_absolute() and _file_sha256(place) == file.sha256:
+        return True
+    raise BadInput(f"{place} is there already: nothing was restored")
+
+
+def _put(source: Path, place: Path, mode: int) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with os.fdopen(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(source.read_bytes())
+        file.flush()
+        os.fsync(file.fileno())
+    place.chmod(mode)
+
+
+def _record(settings: Settings, manifest: Manifest, clock: Clock, by: str, origin: Origin) -> None:
+    store = Store(settings.database_url, clock)
+    try:
+        told = {"made_at": manifest.made_at, "version": manifest.version}
+        event = Event(health.RESTORED, by, "instance", told)
+        store.write(lambda tx: tx.audit(event, origin))
+    finally:
+        store.close()
