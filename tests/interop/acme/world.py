@@ -28,6 +28,7 @@ from estserver.store import Transaction, certificates
 from tests.interop.commands import Shell
 from tests.live import Live, Workshop, make_template
 from tests.protocols.acme.neighbourhood import NameServer, Neighbourhood
+from tests.protocols.acme.wire import b64
 from tests.status_driver import question
 
 HOOKED = "127.0.0.21"
@@ -113,6 +114,25 @@ class World:
         assert set(record.names) == set(names)
         return certificate
 
+    def granted(self, path: Path, *names: str) -> x509.Certificate:
+        """Return the certificate, for which an invitation and no challenge must have spoken."""
+        certificate = self.certificate(path, *names)
+        assert self.record(certificate).invitation is not None
+        assert self.shown_by(certificate) == set()
+        return certificate
+
+    def renewed(
+        self, first: x509.Certificate, path: Path, *names: str, units: int = 1
+    ) -> x509.Certificate:
+        """Return what has taken the place of `first`; the invitation has given `units` by now."""
+        second = self.granted(path, *names)
+        assert second.serial_number != first.serial_number
+        number = self.record(second).invitation
+        assert number == self.record(first).invitation
+        assert number is not None
+        assert self.live.core.invitations.get(number).units_used == units
+        return second
+
     def record(self, certificate: x509.Certificate) -> CertificateRecord:
         """Return the row of a certificate."""
         return self.live.core.ra.find(certificate.serial_number)
@@ -164,6 +184,14 @@ class World:
             one.value.reason for one in entry.extensions if isinstance(one.value, x509.CRLReason)
         ]
         assert found == ([] if reason is None else [reason])
+
+
+def certificate_id(certificate: x509.Certificate) -> str:
+    """Return the identifier of RFC 9773 §4.1."""
+    authority = certificate.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier)
+    assert authority.value.key_identifier is not None
+    octets = certificate.serial_number.to_bytes(certificate.serial_number.bit_length() // 8 + 1)
+    return f"{b64(authority.value.key_identifier)}.{b64(octets)}"
 
 
 def _crl_entry(certificate: x509.Certificate) -> x509.RevokedCertificate:
