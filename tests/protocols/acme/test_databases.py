@@ -1,32 +1,14 @@
 """The door on PostgreSQL as on SQLite: the whole way, and what transactions keep apart."""
 
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
-from estserver.settings import Database
-from estserver.store import Store, migrate
 from tests.invariants import violations
-from tests.live import Live, Workshop
+from tests.live import Live
 from tests.protocols.acme.wire import Client, b64, csr_for, registered
 
 _NAMES = ("a.example.org", "b.example.org")
-
-
-@pytest.fixture
-def both(template: Path, tmp_path: Path, make_database: Callable[[], str]) -> Iterator[Live]:
-    """Return a running instance, once on SQLite and once on PostgreSQL."""
-    live = Workshop(template).make(tmp_path / "instance", start=False)
-    database = Database(url=make_database())
-    live.settings = live.settings.model_copy(update={"database": database})
-    store = Store(live.settings.database_url, live.clock)
-    migrate(store)
-    store.close()
-    live.start()
-    yield live
-    live.stop()
 
 
 @pytest.mark.row("ACME-046", "ACME-086", "ACME-114", "ACME-147")

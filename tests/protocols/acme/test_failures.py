@@ -37,17 +37,17 @@ def zombie(live: Live) -> Client:
 
 
 @pytest.mark.row("ACME-050")
-def test_an_order_that_fails_for_days_is_paused_and_says_how_to_go_on(
-    live: Live, zombie: Client
-) -> None:
+def test_an_order_that_fails_for_days_is_paused_and_shown(both: Live) -> None:
+    zombie = registered(both, _NAME, units=9)
+    _fail(both, zombie, 12, _NAME, _LOST)
     assert zombie.kid is not None
     identifier = zombie.kid.rpartition("/")[2]
-    (shown,) = _known(live, paused=True)
+    (shown,) = _known(both, paused=True)
     assert (shown.account, shown.invitation) == (identifier, zombie.invitation)
     assert shown.identifiers == (f"dns:{_NAME}", f"dns:{_LOST}")
     assert shown.times == 12
     assert _LOST in shown.reason
-    (event,) = [row for row in audit_rows(live) if row.event == "order.paused"]
+    (event,) = [row for row in audit_rows(both) if row.event == "order.paused"]
     assert event.object == f"account {identifier}"
 
 

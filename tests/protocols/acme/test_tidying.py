@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 import sqlalchemy as sa
 
-from estserver.protocols.acme import tables
+from estserver.protocols.acme import records, tables
 from estserver.protocols.acme.tidying import Tidying
 from tests.live import Live
 from tests.protocols.acme.wire import Client, b64, registered
@@ -84,14 +84,22 @@ def test_what_a_challenge_has_shown_is_kept_and_what_it_has_not_is_not(
     assert (_rows(live)["authorizations"], _rows(live)["challenges"]) == (1, 3)
 
 
-def test_two_nodes_may_tidy_up_at_once(live: Live) -> None:
-    client = registered(live, *_NAMES, units=9)
+def test_two_nodes_may_tidy_up_at_once(both: Live) -> None:
+    client = registered(both, *_NAMES, units=9)
+    done = client.issue(*_NAMES)
     for _ in range(3):
-        client.order(_NAMES[0])
-    live.clock.advance(timedelta(days=200))
-    for node in (Tidying(live.server.services), Tidying(live.server.services)):
+        order = client.order(_NAMES[0])
+    assert client.kid is not None
+    account = client.kid.rpartition("/")[2]
+    needed = order.json["authorizations"][0].rpartition("/")[2]
+    (found,) = both.core.store.read(lambda tx: records.orders_with(tx, account, needed))
+    assert order.header("Location").endswith(found.id)
+    _early(client, _NAMES[0])
+    both.clock.advance(timedelta(days=200))
+    for node in (Tidying(both.server.services), Tidying(both.server.services)):
         node.tidy()
-    assert _rows(live)["orders"] == 0
+    assert (_rows(both)["orders"], _rows(both)["authorizations"]) == (1, 2)
+    assert client.get(done.url).json["status"] == "valid"
 
 
 @pytest.mark.row("ACME-050")

@@ -29,18 +29,18 @@ class Alternating(Client):
 
 
 @pytest.fixture
-def other(live: Live) -> Live:
+def other(both: Live) -> Live:
     """Return a second node: the same directory and URLs, other ports."""
-    return beside(live)
+    return beside(both)
 
 
 @pytest.mark.row("ACME-185", "ACME-047", "A-16")
-def test_two_nodes_in_turn_serve_one_client(live: Live, other: Live) -> None:
+def test_two_nodes_in_turn_serve_one_client(both: Live, other: Live) -> None:
     other.start()
     try:
-        client = Alternating(live, nodes=[live, other])
-        handover = live.invite("server", names=tuple(f"dns:{name}" for name in _NAMES))
-        binding = client.binding(*eab(live, handover))
+        client = Alternating(both, nodes=[both, other])
+        handover = both.invite("server", names=tuple(f"dns:{name}" for name in _NAMES))
+        binding = client.binding(*eab(both, handover))
         assert client.register(externalAccountBinding=binding).status == 201
         order = client.order(*_NAMES)
         assert order.status == 201
