@@ -3,6 +3,7 @@
 import pkgutil
 import re
 from collections.abc import Iterator
+from typing import get_args
 
 import pytest
 from babel.messages.pofile import read_po
@@ -11,7 +12,7 @@ import estserver.server
 from estserver import errors
 from estserver.errors import Error
 from estserver.model import EnrollmentState, KeyType, Language
-from estserver.web import catalogue, pages, renewal, wizard
+from estserver.web import catalogue, pages, renewal, trust, wizard
 from estserver.web.catalogue import Catalogue, placeholders, read_catalogues
 from estserver.web.platforms import KINDS
 
@@ -89,6 +90,7 @@ BUILT = {
     *(f"fact.{kind}" for kind in ("dns", "ip", "email", "uri")),
     *(f"import.{kind}.{part}" for kind in KINDS for part in ("title", "steps")),
     *(f"trust.{kind}.{part}" for kind in (*KINDS, "thunderbird") for part in ("title", "steps")),
+    *(f"trust.{kind}" for kind in get_args(trust.Kind)),
     "step2.revoked",
     "step2.expired",
     "js.unexpected",
