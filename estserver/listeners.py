@@ -37,8 +37,8 @@ _FIELD_BYTES = 8190
 _FRONT_FIELD_BYTES = 32768
 _LINGER_SECONDS = 2
 """How long a body is read and thrown away after its refusal, which a reset would overtake."""
-_TLS_READ_BYTES = 16384
-"""As much as one TLS record holds; asyncio keeps 256 KiB for each connection, idle or not."""
+_TLS_READ_BYTES = 4096
+"""A request of EST fits; asyncio keeps that much for each connection, 256 KiB if left alone."""
 
 Sockets = dict[str, list[socket.socket]]
 """Bound sockets by name of their listener."""

@@ -333,6 +333,7 @@ async def serve(
             # What is there now stays: the collector need not look at it again.
             gc.collect()
             gc.freeze()
+            gc.enable()
             place.tell("READY=1")
             await stopped.wait()
             place.tell("STOPPING=1")

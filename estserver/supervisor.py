@@ -129,6 +129,7 @@ class _Supervisor:
         self._server.import_doors(self._settings)
         gc.collect()
         gc.freeze()
+        gc.enable()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         try:
             self._take_addresses()
