@@ -1,10 +1,13 @@
 """Clients that nobody looks after: paused with a sentence, shown to the operator, let go again."""
 
+import json
 from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
+from click.testing import CliRunner, Result
 
+from estserver.cli import main
 from estserver.errors import NotFound
 from estserver.protocols.acme import failure_records, failures
 from estserver.protocols.acme.failure_records import Failure
@@ -140,3 +143,22 @@ def test_nothing_is_paused_where_the_settings_say_never(make_live: Callable[[str
     live = make_live('[acme]\npause_after = "0s"\n')
     _fail(live, registered(live, _NAME), 12, _LOST)
     assert _known(live) == []
+
+
+def test_the_operator_lists_what_is_paused_and_lets_it_go(live: Live, zombie: Client) -> None:
+    def run(*arguments: str) -> Result:
+        configuration = str(live.directory / "estserver.toml")
+        return CliRunner().invoke(main, ["--config", configuration, "acme", *arguments])
+
+    (shown,) = json.loads(run("paused", "--json").stdout)
+    identifier = (zombie.kid or "").rpartition("/")[2]
+    assert shown["account"] == identifier
+    assert shown["invitation"] == zombie.invitation
+    assert shown["identifiers"] == [f"dns:{_NAME}", f"dns:{_LOST}"]
+    assert (shown["failures"], shown["paused"][-1]) == (12, "Z")
+    assert identifier in run("paused").stdout
+    refused = run("unpause", "nobody")
+    assert (refused.exit_code, "nothing of account nobody is paused" in refused.stderr) == (1, True)
+    assert f"dns:{_LOST} may be ordered again" in run("unpause", identifier).stdout
+    assert json.loads(run("paused", "--all", "--json").stdout) == []
+    assert "Nothing is paused." in run("paused").stderr
