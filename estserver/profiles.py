@@ -175,7 +175,10 @@ class Profile:
         Raises BadInput: as `grant`.
         """
         self.check_names(names)
-        return Grant(self._subject_of(names, invitation), frozenset(names), ordered=True)
+        # certbot 5.8 takes every CN for a host name and fails on an address, though it has stored
+        # the certificate; the subjectAltName holds the address anyway.
+        hosts = [name for name in names if isinstance(name, x509.DNSName)]
+        return Grant(self._subject_of(hosts, invitation), frozenset(names), ordered=True)
 
     def check_names(self, names: Sequence[x509.GeneralName]) -> None:
         """Raise BadInput unless this profile certifies names of these kinds, and so many."""

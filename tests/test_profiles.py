@@ -118,6 +118,15 @@ def test_a_device_without_an_id_is_called_by_its_first_name(issuing: x509.Certif
     assert grant.subject == common_name("192.0.2.7")
 
 
+def test_an_address_that_was_ordered_over_acme_is_no_common_name(
+    issuing: x509.Certificate,
+) -> None:
+    address, host = parse_general_name("ip:192.0.2.7"), parse_general_name("dns:a.example.ac.jp")
+    rules = profile(issuing, "server")
+    assert rules.order([address], None).subject == x509.Name([])
+    assert rules.order([address, host], None).subject == common_name("a.example.ac.jp")
+
+
 def test_a_common_name_longer_than_64_is_left_to_the_subject_alternative_name(
     issuing: x509.Certificate,
 ) -> None:
