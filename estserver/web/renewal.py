@@ -43,6 +43,7 @@ from estserver.ra import EnrollmentRequest
 from estserver.web.forms import read_csr_field, read_form
 from estserver.web.pages import HOME, REGISTRATION_LANGUAGE, RENDER, Site
 from estserver.web.platforms import detect
+from estserver.web.revocation import RevocationPages
 from estserver.web.sessions import Sessions, check_origin
 from estserver.web.standing import CertificateFacts, Taken, facts, renewals
 from estserver.web.steps import key_prefix, take_context, take_page
@@ -86,6 +87,8 @@ class RenewalProtocol:
             services.keyring, services.clock, services.settings.web.session_idle
         )
 
+        self._revocation = RevocationPages(self._site, services)
+
     def application(self) -> web.Application:
         """Return the routes of the renewal pages."""
         application = web.Application(
@@ -100,6 +103,8 @@ class RenewalProtocol:
         router.add_post("/renew/taken", self._take)
         router.add_get("/renew/certificate.{ending}", self._download)
         router.add_get("/test", self._test)
+        router.add_get("/revoke", self._ask_revocation)
+        router.add_post("/revoke", self._revoke)
         self._site.routes(application)
         return application
 
@@ -283,6 +288,37 @@ class RenewalProtocol:
             origin=http.origin(request),
         )
         return self._site.see(f"/renew?certificate={wanted}")
+
+    # -- revocation --------------------------------------------------------------------------------
+
+    async def _ask_revocation(self, request: web.Request) -> web.Response:
+        http.note(request, operation="revoke")
+        der = _presented(request)
+        await self._holder(request, der)
+        return self._revocation.ask(
+            request, der, action="/revoke", csrf=self._token(der), back="/test"
+        )
+
+    async def _revoke(self, request: web.Request) -> web.Response:
+        http.note(request, operation="revoke")
+        check_origin(request, self._site.url)
+        der = _presented(request)
+        form = await read_form(request, self._services.settings.limits)
+        self._sessions.check_csrf_token(form.text("csrf"), _fingerprint(der))
+        record = await self._holder(request, der)
+        by = f"certificate {record.serial_hex}"
+        return await self._revocation.revoke(request, record, der, form, by=by)
+
+    async def _holder(self, request: web.Request, der: bytes) -> CertificateRecord:
+        """Return the row of the certificate shown. Raises CertificateRefused."""
+        language = await self._services.run(self._language, der)
+        if language is not None:
+            request[REGISTRATION_LANGUAGE] = language
+        record = await self._services.run(
+            self._services.authenticator.holder, CertificateCredential(der)
+        )
+        http.note(request, applicant=f"certificate {record.serial_hex}")
+        return record
 
     # -- shared ------------------------------------------------------------------------------------
 

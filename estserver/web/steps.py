@@ -138,6 +138,7 @@ class StepPages:
             root=self._root,
             replace=f"{home}/replace" if stand.replaceable else None,
             another=f"{home}/another" if stand.units_left > 0 else None,
+            revoke=f"{home}/revoke?certificate={identifier}",
             taken_action=f"{home}/taken",
             **take_context(taken),
             page=take_page(

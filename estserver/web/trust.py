@@ -17,7 +17,6 @@ from estserver.web.pages import Site
 from estserver.web.platforms import KINDS, detect
 from estserver.web.standing import CertificateFacts, facts
 
-
 Kind = Literal["root", "new", "old", "intermediate"]
 """While a root takes over from another, one is new and the other old."""
 _ORDER = ("new", "root", "old", "intermediate")

@@ -24,6 +24,7 @@ from estserver.ra import EnrollmentRequest
 from estserver.web import server_file
 from estserver.web.forms import Form, read_csr_field, read_form
 from estserver.web.pages import HOME, REGISTRATION_LANGUAGE, RENDER, Site
+from estserver.web.revocation import RevocationPages
 from estserver.web.sessions import SessionEnded, Sessions, WebSession, check_origin
 from estserver.web.standing import (
     Standing,
@@ -52,6 +53,7 @@ class WebProtocol:
         self._sessions = Sessions(
             services.keyring, services.clock, services.settings.web.session_idle
         )
+        self._revocation = RevocationPages(self._site, services)
         self._steps = StepPages(self._site, self._sessions, self._trust.root_path)
 
     def application(self) -> web.Application:
@@ -67,6 +69,8 @@ class WebProtocol:
         router.add_get("/e/{token}/replace", self._show_replace)
         router.add_post("/e/{token}/issue", self._issue)
         router.add_post("/e/{token}/taken", self._take)
+        router.add_get("/e/{token}/revoke", self._ask_revocation)
+        router.add_post("/e/{token}/revoke", self._revoke)
         router.add_get("/e/{token}/certificate.{ending}", self._download)
         self._trust.routes(application)
         self._site.routes(application)
@@ -260,9 +264,7 @@ class WebProtocol:
         http.note(request, operation="taken")
         session, form = await self._submitted(request)
         stand = await self._services.run(standing, self._services, session)
-        wanted = form.text("enrollment")
-        if wanted not in {taken.enrollment.id for taken in stand.certificates}:
-            raise NotFound("there is no such certificate in this registration")
+        wanted = _named(stand, form.text("enrollment")).enrollment.id
         await self._services.run(
             self._services.ra.mark_taken,
             wanted,
@@ -270,6 +272,38 @@ class WebProtocol:
             origin=http.origin(request),
         )
         return self._kept(session, self._site.see(f"{request[HOME]}?certificate={wanted}"))
+
+    # -- revocation --------------------------------------------------------------------------------
+
+    async def _ask_revocation(self, request: web.Request) -> web.Response:
+        http.note(request, operation="revoke")
+        session = await self._signed_in(request)
+        stand = await self._services.run(standing, self._services, session)
+        taken = _named(stand, request.query.get("certificate"))
+        response = self._revocation.ask(
+            request,
+            taken.der,
+            action=f"{request[HOME]}/revoke",
+            csrf=self._sessions.csrf_token(session.id),
+            enrollment=taken.enrollment.id,
+            back=f"{request[HOME]}?certificate={taken.enrollment.id}",
+        )
+        return self._kept(session, response)
+
+    async def _revoke(self, request: web.Request) -> web.Response:
+        http.note(request, operation="revoke")
+        session, form = await self._submitted(request)
+        stand = await self._services.run(standing, self._services, session)
+        taken = _named(stand, form.text("enrollment"))
+        response = await self._revocation.revoke(
+            request,
+            taken.record,
+            taken.der,
+            form,
+            by=f"invitation {session.number}",
+            back=request[HOME],
+        )
+        return self._kept(session, response)
 
     # -- shared ------------------------------------------------------------------------------------
 
@@ -307,6 +341,14 @@ class WebProtocol:
     def _kept(self, session: WebSession, response: web.Response) -> web.Response:
         self._sessions.keep(response, session)
         return response
+
+
+def _named(stand: Standing, identifier: str | None) -> Taken:
+    """Return the valid certificate of an enrollment. Raises NotFound."""
+    for taken in stand.certificates:
+        if taken.enrollment.id == identifier:
+            return taken
+    raise NotFound("there is no such certificate in this registration")
 
 
 def _chosen(request: web.Request, stand: Standing) -> Taken:

@@ -13,7 +13,7 @@ from cryptography import x509
 from playwright.sync_api import Page, expect
 
 from estserver.invitations import Handover
-from estserver.model import Language, RevocationReason
+from estserver.model import CertificateState, Language, RevocationReason
 from tests.browsers.chromium import Shown, save_download
 from tests.live import ORIGIN, Live
 
@@ -193,8 +193,16 @@ class Gallery:
         late.goto(link(self.live, invited))
         yield "expired", late
         self.live.clock.advance(timedelta(days=-400))
+        holder.goto(f"{devices}/revoke")
+        yield "revoke", holder
+        holder.check("#reason-affiliationChanged")
+        holder.check("#confirm")
+        holder.click("button[name=revoke]")
+        yield "revoked", holder
         for certificate in issued(self.live, invited):
             record = self.live.core.ra.find(certificate.serial_number)
+            if record.state is CertificateState.REVOKED:
+                continue
             self.live.core.ra.revoke(
                 record.enrollment,
                 reason=RevocationReason.AFFILIATION_CHANGED,

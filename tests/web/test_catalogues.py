@@ -12,7 +12,7 @@ import estserver.server
 from estserver import errors
 from estserver.errors import Error
 from estserver.model import EnrollmentState, KeyType, Language
-from estserver.web import catalogue, pages, renewal, trust, wizard
+from estserver.web import catalogue, pages, renewal, revocation, trust, wizard
 from estserver.web.catalogue import Catalogue, placeholders, read_catalogues
 from estserver.web.platforms import KINDS
 
@@ -91,6 +91,7 @@ BUILT = {
     *(f"import.{kind}.{part}" for kind in KINDS for part in ("title", "steps")),
     *(f"trust.{kind}.{part}" for kind in (*KINDS, "thunderbird") for part in ("title", "steps")),
     *(f"trust.{kind}" for kind in get_args(trust.Kind)),
+    *(f"reason.{reason}" for reason in revocation.REASONS),
     "step2.revoked",
     "step2.expired",
     "js.unexpected",
