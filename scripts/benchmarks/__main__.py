@@ -98,7 +98,7 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
         # Preparing and checking must not get in the server's way either.
         os.sched_setaffinity(0, cores.generator)
         pki = make_pki(folder / "pki")
-        course = Course(folder, cores, generator, len(cores.generator), extent, pki)
+        course = Course(folder, cores, generator, extent, pki)
         if machine["file system"] == "tmpfs":
             _tell(f"{arguments.folder} is on tmpfs, where a durable commit costs nothing: --folder")
         if arguments.against is None:

@@ -1,5 +1,6 @@
 """Any EST server under the same load, so that peers can be paired."""
 
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,8 @@ def drive_peer(course: Course, peer: Peer, tell: Callable[[str], None]) -> None:
     host = parts.hostname or "localhost"
     target = Target(
         parts.port or 443,
-        host=host,
+        # Looked up once, or every connection would begin with it.
+        host=socket.gethostbyname(host),
         name=host,
         root=peer.root,
         holders=() if peer.holder is None else (peer.holder,),

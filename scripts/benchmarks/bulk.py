@@ -89,7 +89,7 @@ def fill(database: Path, count: int, *, revoked_every: int) -> Large:
 
 
 def revoke_all(database: Path, large: Large) -> None:
-    """Revoke all that was made up, over the last year; none is expired any more, no CRL is there.
+    """Revoke all that was made up, over the last year; none is expired any more.
 
     Nothing may run on the database.
     """
@@ -102,7 +102,6 @@ def revoke_all(database: Path, large: Large) -> None:
             " revoked_at = ? - rowid % ?, not_after = ? WHERE enrollment < ?",
             (now - _DAY, _LIFE, now + _LIFE, large.enrollment(large.count)),
         )
-        connection.execute("DELETE FROM crls")
         for statement in again:
             connection.execute(statement)
         connection.execute("COMMIT")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from scripts.benchmarks.generator import Load, LoadGenerator, Outcome
 from scripts.benchmarks.instances import Checker, make_csrs
@@ -81,7 +82,6 @@ class Course:
     folder: Path
     cores: Cores
     generator: LoadGenerator
-    generators: int
     extent: Extent
     pki: Pki
     checker: Checker = field(default_factory=Checker)
@@ -90,8 +90,8 @@ class Course:
     absent: dict[str, str] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
     failures: dict[str, Counter[str]] = field(default_factory=dict)
-    shared: dict[str, object] = field(default_factory=dict)
-    """Servers that several scenarios use, by their name."""
+    shared: dict[str, Any] = field(default_factory=dict)
+    """What is made once and used by several scenarios."""
 
     def drive(
         self, name: str, load: Load, roots: tuple[int, ...], cores: tuple[int, ...]
@@ -112,7 +112,7 @@ class Course:
             "p99_ms": percentile(latencies, 0.99) * 1e3,
             "server_cpu_us": cpu / count * 1e6,
             "generator_cpu_us": outcome.busy / count * 1e6,
-            "generator_busy": outcome.busy / outcome.seconds / self.generators,
+            "generator_busy": outcome.busy / outcome.seconds / self.generator.processes,
             "others": others,
             "answers": count,
             "failures": sum(outcome.failures.values()),

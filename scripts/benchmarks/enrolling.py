@@ -2,24 +2,22 @@
 
 import base64
 import shutil
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from estserver.config import Settings
 from scripts.benchmarks.course import Course, Figures, Measurement
 from scripts.benchmarks.dialogues import ask, enrollment, reenrollment
 from scripts.benchmarks.generator import Load, Target
 from scripts.benchmarks.instances import (
     Instance,
     credentials,
-    help_of,
     make_csrs,
     make_instance,
     require_chain,
@@ -34,6 +32,7 @@ _GUESS_PER_SECOND = 1500
 _WARM = 32
 _SINGLE_USE_AT_MOST = 2000
 _HOLDERS = 16
+_KINDS = (("fresh", 16), ("kept", 16), ("kept", 64))
 
 
 @dataclass(slots=True)
@@ -111,8 +110,8 @@ def serve(
     )
 
 
-def warm_up(course: Course, served: Served) -> None:
-    """Verify the server's chain once, and enroll a little."""
+def warm_up(course: Course, served: Served) -> Served:
+    """Verify the server's chain once, enroll a little, return the server."""
     require_chain(served.target)
     csrs = course.supply.take(_WARM)
     items = tuple(enrollment(csr, served.credentials) for csr in csrs)
@@ -121,35 +120,29 @@ def warm_up(course: Course, served: Served) -> None:
     served.enrolled += _WARM
     # Many connections share commits that four do not.
     served.per_second = figures["per_second"] * 4
+    return served
 
 
 def sqlite(course: Course, stack: ExitStack) -> Served:
     """Return the server that most scenarios load: SQLite, one worker. Made once a run."""
-    return _shared(
-        course, "sqlite", lambda: serve(course, stack, make_instance(course.folder / "sqlite"))
-    )
-
-
-def _shared(course: Course, name: str, make: Callable[[], Served]) -> Served:
-    if name not in course.shared:
-        served = make()
-        warm_up(course, served)
-        course.shared[name] = served
-    found = course.shared[name]
-    assert isinstance(found, Served)
-    return found
+    if "sqlite" not in course.shared:
+        served = serve(course, stack, make_instance(course.folder / "sqlite"))
+        course.shared["sqlite"] = warm_up(course, served)
+    shared: Served = course.shared["sqlite"]
+    return shared
 
 
 def _postgresql(course: Course, stack: ExitStack, *, workers: int = 1) -> Served:
     programs = server_programs()
-    if programs is None:
-        raise Absent("PostgreSQL is not installed (Debian package postgresql)")
+    if programs is None or find_spec("psycopg") is None:
+        raise Absent("needs PostgreSQL (Debian package postgresql) and the extra `postgres`")
     folder = stack.enter_context(
         cluster(programs, course.folder, "synchronous_commit=on", "max_connections=200")
     )
     url = f"postgresql+psycopg://postgres@/postgres?host={folder}"
     instance = make_instance(course.folder / f"postgresql-{workers}", database=url)
-    return serve(course, stack, instance, workers=workers, beside=(main_process(folder),))
+    beside = (main_process(folder),)
+    return warm_up(course, serve(course, stack, instance, workers=workers, beside=beside))
 
 
 # -- scenarios -------------------------------------------------------------------------------------
@@ -176,11 +169,9 @@ def est(course: Course, stack: ExitStack) -> list[Measurement]:
 
 def journal(course: Course, stack: ExitStack) -> list[Measurement]:
     """One worker on SQLite that keeps a journal, which is one more thing made durable."""
-    if "journal" not in Settings.model_fields:
-        raise Absent("this version keeps no journal")
     instance = make_instance(course.folder / "journal", journal=True)
-    served = _shared(course, "journal", lambda: serve(course, stack, instance))
-    return _enrolling(course, served, "est journal", ("fresh", 16), ("kept", 16), ("kept", 64))
+    served = warm_up(course, serve(course, stack, instance))
+    return _enrolling(course, served, "est journal", *_KINDS)
 
 
 def single_use(course: Course, stack: ExitStack) -> list[Measurement]:
@@ -196,22 +187,21 @@ def single_use(course: Course, stack: ExitStack) -> list[Measurement]:
 
 def postgresql(course: Course, stack: ExitStack) -> list[Measurement]:
     """One worker on PostgreSQL, whose processes share the worker's core."""
-    served = _shared(course, "postgresql", lambda: _postgresql(course, stack))
-    return _enrolling(course, served, "est postgresql", ("fresh", 16), ("kept", 16), ("kept", 64))
+    served = _postgresql(course, stack)
+    return _enrolling(course, served, "est postgresql", *_KINDS)
 
 
 def workers(course: Course, stack: ExitStack) -> list[Measurement]:
-    """Two workers, on SQLite and on PostgreSQL."""
-    if "--workers" not in help_of("serve"):
-        raise Absent("this version has no `serve --workers`")
-    kinds = (("fresh", 16), ("kept", 16), ("kept", 64))
+    """Two workers on SQLite."""
     instance = make_instance(course.folder / "sqlite-2")
-    two = _shared(course, "sqlite 2", lambda: serve(course, stack, instance, workers=2))
-    measurements = _enrolling(course, two, "est sqlite 2 workers", *kinds)
-    if server_programs() is not None:
-        two = _shared(course, "postgresql 2", lambda: _postgresql(course, stack, workers=2))
-        measurements += _enrolling(course, two, "est postgresql 2 workers", *kinds)
-    return measurements
+    two = warm_up(course, serve(course, stack, instance, workers=2))
+    return _enrolling(course, two, "est sqlite 2 workers", *_KINDS)
+
+
+def workers_postgresql(course: Course, stack: ExitStack) -> list[Measurement]:
+    """Two workers on PostgreSQL."""
+    two = _postgresql(course, stack, workers=2)
+    return _enrolling(course, two, "est postgresql 2 workers", *_KINDS)
 
 
 def reenroll(course: Course, stack: ExitStack) -> list[Measurement]:

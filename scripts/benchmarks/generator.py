@@ -114,6 +114,11 @@ class LoadGenerator:
             for core in cores
         ]
 
+    @property
+    def processes(self) -> int:
+        """How many there are."""
+        return len(self._workers)
+
     def run(self, load: Load) -> Outcome:
         """Run a load, shared among the processes, to its end."""
         return self.begin(load)()

@@ -11,7 +11,6 @@ from contextlib import ExitStack
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -20,7 +19,7 @@ from cryptography.x509 import ocsp as pyca_ocsp
 from estserver import config
 from estserver.core import SystemClock, open_core
 from estserver.model import CertificateState, EnrollmentState, Origin, RevocationReason
-from estserver.store import Transaction, certificates, registrations, revocations
+from estserver.store import Transaction, certificates, crls, registrations, revocations
 from scripts.benchmarks import bulk
 from scripts.benchmarks.bulk import Large
 from scripts.benchmarks.course import Course, Figures, Measurement, percentile, timed
@@ -31,11 +30,9 @@ from scripts.benchmarks.instances import (
     ESTSERVER,
     REPOSITORY,
     Instance,
-    help_of,
     make_instance,
 )
 from scripts.benchmarks.machine import on_cores, peak_megabytes, pinned
-from scripts.benchmarks.peers import Absent
 
 _ORIGIN = Origin("bench", "cli")
 _SMALL = 100_000
@@ -58,9 +55,8 @@ def _made(course: Course, count: int) -> tuple[Instance, Large]:
         if database is None:
             raise RuntimeError("bulk loads are for SQLite")
         course.shared[name] = instance, bulk.fill(database, count, revoked_every=_REVOKED_EVERY)
-    found: Any = course.shared[name]
-    instance, large = found
-    return instance, large
+    made: tuple[Instance, Large] = course.shared[name]
+    return made
 
 
 # -- lists -----------------------------------------------------------------------------------------
@@ -200,6 +196,7 @@ def publish(configuration: Path, large: Large, cores: tuple[int, ...]) -> Figure
     with on_cores(cores):
         core = open_core(config.load(configuration), SystemClock(), with_keys=True)
         try:
+            core.store.write(partial(crls.dismiss, issuer="issuing"))
             cold = timed(lambda: core.status.publish("issuing"))
             entries = len(x509.load_der_x509_crl(core.status.crl("issuing").der))
             if entries < large.count:
@@ -231,8 +228,6 @@ def publish(configuration: Path, large: Large, cores: tuple[int, ...]) -> Figure
 
 def revocation(course: Course, _: ExitStack) -> list[Measurement]:
     """Revoke ten thousand certificates with one command, as after a compromise."""
-    if "revoke-selected" not in help_of("certificates"):
-        raise Absent("this version has no command that revokes many")
     instance, large = _made(course, course.extent.certificates)
     return [Measurement("revocation", partial(_revoke, course, instance, large))]
 

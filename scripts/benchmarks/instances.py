@@ -140,18 +140,6 @@ def make_instance(
     return instance
 
 
-def help_of(*command: str) -> str:
-    """Return what `estserver COMMAND --help` says, to find out what this version can do."""
-    done = subprocess.run(
-        [*ESTSERVER, *command, "--help"],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=REPOSITORY,
-    )
-    return done.stdout
-
-
 def free_ports(count: int) -> list[int]:
     """Return TCP ports on loopback that were free a moment ago, all different."""
     probes = [socket.socket() for _ in range(count)]

@@ -34,19 +34,25 @@ SCENARIOS = (
     Scenario("journal", "EST with a journal", enrolling.journal, _loads(3)),
     Scenario("single-use", "a PIN for each certificate", enrolling.single_use, _loads(6)),
     Scenario("reenroll", "renewal over mutual TLS", enrolling.reenroll, _loads(2)),
-    Scenario("postgresql", "EST on PostgreSQL", enrolling.postgresql, _loads(3, 10)),
-    Scenario("workers", "two workers", enrolling.workers, _loads(6, 15)),
-    Scenario("fronts", "behind HAProxy and nginx", enrolling.fronts, _loads(4, 8)),
+    Scenario("postgresql", "EST on PostgreSQL", enrolling.postgresql, _loads(3, 6)),
+    Scenario("workers", "two workers on SQLite", enrolling.workers, _loads(3, 5)),
+    Scenario(
+        "workers-postgresql",
+        "two workers on PostgreSQL",
+        enrolling.workers_postgresql,
+        _loads(3, 7),
+    ),
+    Scenario("fronts", "behind HAProxy and nginx", enrolling.fronts, _loads(4, 6)),
     Scenario("web", "the wizard", doors.web, _loads(3)),
     Scenario("acme", "ACME orders", doors.acme, _loads(1, 5)),
     Scenario("pebble", "ACME orders of pebble", doors.acme_peer, _loads(1, 5)),
     Scenario("memory", "memory of a worker", endurance.memory, _enrollments, alternates=False),
-    Scenario("start", "from exec to listening", endurance.start, _once(12), alternates=False),
+    Scenario("start", "from exec to listening", endurance.start, _once(9), alternates=False),
     Scenario("kill", "SIGKILL under load", endurance.kill, _kills, alternates=False),
     Scenario("lists", "lists of many certificates", growth.lists, _large(40), alternates=False),
     Scenario("ocsp", "OCSP answers", growth.ocsp, _large(5), alternates=False),
     Scenario(
-        "revocation", "ten thousand revocations", growth.revocation, _once(15), alternates=False
+        "revocation", "ten thousand revocations", growth.revocation, _once(8), alternates=False
     ),
     Scenario("crl", "CRLs", growth.crl, _large(60), alternates=False),
 )

@@ -277,6 +277,12 @@ def text_table(table: list[Line]) -> list[str]:
     return rows
 
 
+def _per_core(row: Figures) -> str:
+    """Show what one core could answer in a second; nothing where the server's time is unknown."""
+    spent = row["server_cpu_us"]
+    return f"{1e6 / spent:.0f}" if spent else "-"
+
+
 def text_results(results: Results) -> list[str]:
     """Lay out all figures: loads with their latencies and costs, then the rest."""
     loads = {name: row for name, row in results.items() if "p99_ms" in row and "answers" in row}
@@ -284,7 +290,7 @@ def text_results(results: Results) -> list[str]:
     rows = [f"{'':34}" + "".join(f"{head:>10}" for head in heads)]
     rows += [
         f"{name:34}{row['per_second']:10.0f}{row['p50_ms']:10.1f}{row['p99_ms']:10.1f}"
-        f"{row['server_cpu_us']:10.0f}{1e6 / max(row['server_cpu_us'], 1):10.0f}"
+        f"{row['server_cpu_us']:10.0f}{_per_core(row):>10}"
         f"{row['failures']:10.0f}{row['generator_busy']:10.0%}{row['others']:10.0%}"
         for name, row in loads.items()
     ]
