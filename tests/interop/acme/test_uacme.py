@@ -67,35 +67,29 @@ def test_what_is_printed_for_a_wildcard_and_an_address(
     names = ("dns:one.example.org", "dns:*.one.example.org", "ip:192.0.2.1")
     for command in print_for(world.live.invite("server", names=names))["uacme"]:
         uacme(command)
-    path = shell.folder / "one.example.org/cert.pem"
-    world.granted(path, *names)
+    world.granted(shell.folder / "one.example.org/cert.pem", *names)
 
 
 @pytest.mark.row("ACME-128", "ACME-136", "ACME-153", "ACME-160", "ACME-164", "ACME-167")
 @pytest.mark.parametrize(
     ("way", "names"),
     [
-        ("http-01", ("one.example.org", HOOKED)),
-        ("dns-01", ("one.example.org", "*.one.example.org")),
-        ("tls-alpn-01", ("alone.example.org", STANDALONE)),
+        ("http-01", ("dns:one.example.org", f"ip:{HOOKED}")),
+        ("dns-01", ("dns:one.example.org", "dns:*.one.example.org")),
+        ("tls-alpn-01", ("dns:alone.example.org", f"ip:{STANDALONE}")),
     ],
 )
 def test_names_and_addresses_are_shown_by(
     world: World, shell: Shell, uacme: UACME, way: str, names: tuple[str, str]
 ) -> None:
+    asked = [name.partition(":")[2] for name in names]
+    responder = f"ualpn -b {STANDALONE}@$TLS -c {STANDALONE}@1 -s ./socket -p ./pid"
     uacme("uacme -y new")
-    responder = (
-        f"ualpn -b {STANDALONE}@$TLS -c {STANDALONE}@1 -s ./socket -p ./pid & "
-        "trap 'kill %1; wait' EXIT; until [ -S socket ]; do sleep 0.05; done; "
-    )
-    # The mount must hold for uacme alone, so that the responder goes around it.
-    issue = f"WAY={way} uacme -h ./hook issue {names[0]} '{names[1]}'"
-    uacme(f"{{ {responder if way == 'tls-alpn-01' else ''}{issue}; }}")
-    kinds = ("dns", "ip" if names[1][0].isdigit() else "dns")
-    path = shell.folder / names[0] / "cert.pem"
-    certificate = world.certificate(
-        path, *(f"{kind}:{name}" for kind, name in zip(kinds, names, strict=True))
-    )
+    with shell.serving(responder) as ualpn:
+        ualpn.until((shell.folder / "socket").exists)
+        uacme(f"WAY={way} uacme -h ./hook issue {shlex.join(asked)}")
+    path = shell.folder / asked[0] / "cert.pem"
+    certificate = world.certificate(path, *names)
     assert world.shown_by(certificate) == {way}
-    uacme(f"uacme revoke {path} private/{names[0]}/key.pem")
+    uacme(f"uacme revoke {path} private/{asked[0]}/key.pem")
     world.require_revoked(certificate)
