@@ -24,6 +24,7 @@ from estserver.ca.hierarchy import common_name
 from estserver.ca.keys import generate_key, readable_by_others
 from estserver.config import Settings
 from estserver.core import Core, open_core
+from estserver.duties import NODE
 from estserver.errors import Error
 from estserver.model import (
     Clock,
@@ -39,7 +40,7 @@ from estserver.own_certificates import own_file, responder_purpose
 from estserver.profiles import Profile
 from estserver.settings import Listener
 from estserver.status import RED
-from estserver.store import Store, health, require_current
+from estserver.store import Store, health, leases, require_current
 
 _EXPIRY_WARNING = timedelta(days=90)
 _CLOCK_TOLERANCE = timedelta(minutes=2)
@@ -202,12 +203,19 @@ def _database(settings: Settings, clock: Clock) -> Iterator[Finding]:
         require_current(store)
         found = store.read(health.damage)
         newest = store.read(health.newest_event)
+        nodes = store.read(lambda tx: leases.held(tx, NODE))
+        risk = store.read(health.asynchronous_standby)
     finally:
         store.close()
     if found:
         yield Finding("database", Verdict.BAD, "; ".join(found))
     else:
         yield Finding("database", Verdict.OK, "reachable, newest schema, undamaged")
+    served = ", ".join(node.name.removeprefix(NODE) for node in nodes) or "none serves now"
+    if risk is None:
+        yield Finding("nodes", Verdict.OK, served)
+    else:
+        yield Finding("nodes", Verdict.WARNING, f"{served}: {risk}")
     if newest is None:
         yield Finding("clock", Verdict.WARNING, "no audit row to compare it with")
     elif newest > clock.now() + _CLOCK_TOLERANCE:

@@ -63,6 +63,12 @@ def test_every_setting_stands_in_the_reference() -> None:
     assert not shown - known
 
 
+def test_the_example_of_two_nodes_is_a_configuration() -> None:
+    settings = config.load(REFERENCE.with_name("two-nodes.toml"))
+    assert settings.database_file is None
+    assert settings.database_url.startswith("postgresql+psycopg://")
+
+
 def test_only_settings_without_a_default_are_commented_out() -> None:
     defaults = _keys(Settings)
     for path, in_force in _documented().items():

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
@@ -18,12 +19,20 @@ from alembic.runtime.migration import MigrationContext
 from estserver.errors import ConfigurationError, Conflict, Fault, Unavailable
 from estserver.model import Event, Origin
 from estserver.protocols.acme.tables import accounts
-from estserver.store import Store, Transaction, audit_checks, engine, migrate, require_current
+from estserver.store import (
+    Store,
+    Transaction,
+    audit_checks,
+    engine,
+    health,
+    migrate,
+    require_current,
+)
 from estserver.store.migrate import newest
 from estserver.store.tables import attempts, audit_events, compatibility, metadata
 from tests.live import MovableClock
 from tests.parts import ORIGIN, unguard_audit
-from tests.postgres import make_schema
+from tests.postgres import cluster, make_schema, server_programs
 
 MakeStore = Callable[..., Store]
 
@@ -626,3 +635,30 @@ def test_sqlite_commits_durably(sqlite_store: Store) -> None:
         ]
 
     assert sqlite_store.read(pragmas) == ["wal", 2, 1]
+
+
+def test_a_standby_that_is_not_waited_for_is_told_of(clock: MovableClock) -> None:
+    programs = server_programs()
+    if programs is None:
+        pytest.skip("the Debian package postgresql is not installed")
+    with cluster(programs, Path("/tmp"), "fsync=off") as folder:
+        url = f"postgresql+psycopg://postgres@/postgres?host={folder}"
+        administrator = psycopg.connect(host=str(folder), user="postgres", autocommit=True)
+        with closing(administrator), closing(Store(url, clock)) as store:
+            assert store.read(health.asynchronous_standby) is None
+            # As a standby makes it: what it has not got yet is kept for it.
+            administrator.execute("SELECT pg_create_physical_replication_slot('standby')")
+            told = store.read(health.asynchronous_standby)
+            assert told is not None
+            assert "synchronous_standby_names is empty" in told
+            # From now on commits wait for ever, so nothing here may commit.
+            administrator.execute("ALTER SYSTEM SET synchronous_standby_names = 'standby'")
+            administrator.execute("SELECT pg_reload_conf()")
+        with closing(Store(url, clock)) as store:
+            assert store.read(health.asynchronous_standby) is None
+        with closing(Store(f"{url}&options=-csynchronous_commit%3Dlocal", clock)) as store:
+            assert "synchronous_commit is local" in str(store.read(health.asynchronous_standby))
+
+
+def test_a_file_has_no_standby(sqlite_store: Store) -> None:
+    assert sqlite_store.read(health.asynchronous_standby) is None
