@@ -4,18 +4,37 @@ import base64
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from estserver import config
+from estserver import config, verification
 from estserver.cli import main
-from estserver.verification import verify
+from estserver.errors import BadInput
+from estserver.invitations import Handover
+from estserver.model import Event
+from estserver.store import Store, Transaction, audit, dumping, health, migrate, require_current
+from estserver.verification import verify, verify_due
 from tests.invariants import violations
-from tests.live import Holder, Live, Workshop, basic, make_csr, new_key
+from tests.live import (
+    Answer,
+    Holder,
+    Key,
+    Live,
+    MovableClock,
+    Workshop,
+    basic,
+    make_csr,
+    new_key,
+)
+from tests.parts import ORIGIN, Hierarchy, unguard_audit
+from tests.postgres import make_schema
 
 
 def run(directory: Path, *arguments: str, status: int = 0) -> Result:
@@ -53,6 +72,16 @@ def revoke(live: Live, holder: Holder, reason: str = "superseded") -> None:
     run(
         live.directory,
         *("certificates", "revoke", f"{holder.certificate.serial_number:x}", "--reason", reason),
+    )
+
+
+def ask(live: Live, handover: Handover, key: Key | None = None) -> Answer:
+    """Enroll with a PIN, whatever comes of it."""
+    return live.request(
+        "POST",
+        "/.well-known/est/simpleenroll",
+        body=base64.b64encode(make_csr(key or new_key())),
+        headers={"Content-Type": "application/pkcs10", "Authorization": basic(handover)},
     )
 
 
@@ -120,12 +149,7 @@ def test_restore_drill(
     spent = known[-1]
     again = live.enroll(spent, holders[len(known) - 1].key)
     assert der(again) == der(holders[len(known) - 1])
-    refused = live.request(
-        "POST",
-        "/.well-known/est/simpleenroll",
-        body=base64.b64encode(make_csr(new_key())),
-        headers={"Content-Type": "application/pkcs10", "Authorization": basic(spent)},
-    )
+    refused = ask(live, spent)
     assert refused.status == 401, refused.body
     # What was issued after the backup renews.
     renewed = live.request(
@@ -137,3 +161,210 @@ def test_restore_drill(
     )
     assert renewed.status == 200, renewed.body
     assert verify(live.core).problems == ()
+
+
+@pytest.mark.row("INC-3", "I5")
+def test_what_was_taken_back_stays_taken_back(
+    outliving: Live, tmp_path: Path, elsewhere: Path
+) -> None:
+    """Cancelled registrations, replaced PINs and blocked keys: a restore must open none again."""
+    live = outliving
+    cancelled, renewed, stolen = (live.invite("device", device_id=f"d{n}") for n in range(3))
+    holder = live.enroll(stolen)
+    run(live.directory, "backup", str(tmp_path / "backup"))
+    run(live.directory, "invitations", "cancel", cancelled.invitation.number)
+    run(live.directory, "invitations", "new-pin", renewed.invitation.number)
+    revoke(live, holder, "keyCompromise")
+    lose_and_restore(live, tmp_path / "backup")
+
+    told = run(live.directory, "recover", "--journal", str(elsewhere / "journal")).stdout
+    assert f"invitation {cancelled.invitation.number}: had been cancelled" in told
+    assert f"invitation {renewed.invitation.number}: its PIN had been replaced" in told
+    live.start()
+    for handover in (cancelled, renewed):
+        answer = ask(live, handover)
+        assert answer.status in {401, 403}, answer.body
+    blocked = ask(live, live.invite("device", device_id="d4"), holder.key)
+    assert blocked.status == 400
+    assert b"compromised" in blocked.body
+    assert violations(live.core, []) == []
+
+
+@pytest.mark.row("I5", "I6")
+def test_a_serial_of_which_only_a_crl_tells_stays_revoked(
+    outliving: Live, tmp_path: Path, elsewhere: Path
+) -> None:
+    live = outliving
+    run(live.directory, "backup", str(tmp_path / "backup"))
+    holder = live.enroll(live.invite("device", device_id="printer-1"))
+    revoke(live, holder)
+    number = published(live, tmp_path / "last.crl")
+    lose_and_restore(live, tmp_path / "backup")
+
+    told = run(live.directory, "recover", "--crl", str(tmp_path / "last.crl"), "--json").stdout
+    (revocation,) = json.loads(told)["revocations"]
+    assert revocation["serial"] == f"{holder.certificate.serial_number:x}"
+    assert revocation["known"] is False
+    live.start()
+    assert violations(live.core, []) == []
+    crl = live.core.status.publish("issuing")
+    assert crl.number > number
+    listed = [entry.serial_number for entry in x509.load_der_x509_crl(crl.der)]
+    assert listed == [holder.certificate.serial_number]
+    # Found later, the journal tells the rest of it.
+    run(live.directory, "recover", "--journal", str(elsewhere / "journal"))
+    assert violations(live.core, [der(holder)]) == []
+    assert verify(live.core).problems == ()
+
+
+def test_a_damaged_journal_is_used_as_far_as_it_goes(
+    outliving: Live, tmp_path: Path, elsewhere: Path
+) -> None:
+    live = outliving
+    run(live.directory, "backup", str(tmp_path / "backup"))
+    first, second, third = (live.enroll(live.invite("device", device_id=f"d{n}")) for n in range(3))
+    lose_and_restore(live, tmp_path / "backup")
+    (file,) = (
+        path for path in (elsewhere / "journal").glob("*.jsonl") if b"d2" in path.read_bytes()
+    )
+    forged = base64.b64encode(der(second)).decode()
+    other = base64.b64encode(der(second)[:-8] + bytes(8)).decode()
+    text = file.read_text(encoding="utf-8")
+    assert forged in text
+    file.write_text(text.replace(forged, other)[:-10], encoding="utf-8")
+
+    result = run(live.directory, "recover", "--journal", str(elsewhere / "journal"), status=1)
+    assert "does not follow the line before it as it was" in result.stderr
+    assert "its signature is not that of its issuer" in result.stderr
+    assert "torn by a crash" in result.stderr
+    live.start()
+    # The third's last line is torn, but its intent stands: `serve` has signed it anew.
+    assert violations(live.core, [der(first)]) == []
+    again = live.core.ra.find(third.certificate.serial_number)
+    assert again.state == "valid"
+
+
+def test_a_crl_of_somebody_else_recovers_nothing(
+    outliving: Live, tmp_path: Path, ca: Hierarchy
+) -> None:
+    builder = (
+        x509.CertificateRevocationListBuilder()
+        .issuer_name(ca.issuing.certificate.subject)
+        .last_update(outliving.clock.now())
+        .next_update(outliving.clock.now() + timedelta(days=1))
+    )
+    foreign = builder.sign(ca.issuing.key, hashes.SHA256())
+    (tmp_path / "foreign.crl").write_bytes(foreign.public_bytes(Encoding.PEM))
+    (tmp_path / "none.crl").write_bytes(b"nothing")
+    for name, said in (("foreign", "not signed by an issuer"), ("none", "is not a CRL")):
+        refused = run(
+            outliving.directory, "recover", "--crl", str(tmp_path / f"{name}.crl"), status=1
+        )
+        assert said in refused.stderr
+    assert "--journal, --crl or both" in run(outliving.directory, "recover", status=2).stderr
+
+
+def test_a_backup_is_whole_private_and_never_overwrites(outliving: Live, tmp_path: Path) -> None:
+    live, backup = outliving, tmp_path / "backup"
+    assert "whoever has it can sign" in run(live.directory, "backup", str(backup)).stderr
+    assert {path.stat().st_mode & 0o077 for path in backup.rglob("*") if path.is_file()} == {0}
+    assert "is not empty" in run(live.directory, "backup", str(backup), status=1).stderr
+    refused = run(live.directory, "restore", str(backup), status=1)
+    assert "is there already: nothing was restored" in refused.stderr
+    before = sorted(path for path in live.directory.rglob("*"))
+    place = tmp_path / "elsewhere"
+    (backup / "instance/ca/issuing.key").write_bytes(b"something else")
+    refused = run(live.directory, "restore", str(backup), "--into", str(place), status=1)
+    assert "not what was backed up" in refused.stderr
+    (backup / "manifest.json").unlink()
+    refused = run(live.directory, "restore", str(backup), "--into", str(place), status=1)
+    assert "is no backup" in refused.stderr
+    assert not place.exists()
+    assert sorted(path for path in live.directory.rglob("*")) == before
+
+
+def test_a_backup_without_secrets_says_what_to_put_back(outliving: Live, tmp_path: Path) -> None:
+    live, backup, place = outliving, tmp_path / "backup", tmp_path / "elsewhere"
+    run(live.directory, "backup", str(backup), "--no-secrets")
+    assert not (backup / "instance/secrets").exists()
+    result = run(live.directory, "restore", str(backup), "--into", str(place))
+    for name in ("master.key", "passphrase"):
+        assert f"made without {place}/secrets/{name}" in result.stderr
+    shutil.copytree(live.directory / "secrets", place / "secrets")
+    assert "all fit" in run(place, "verify").stdout
+
+
+def test_everything_is_verified_each_day_and_after_a_restore_or_an_upgrade(
+    outliving: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = outliving
+    live.enroll(live.invite("device", device_id="printer-1"))
+    live.core.status.publish_due()
+    result = verify_due(live.core, ORIGIN)
+    assert result is not None
+    assert result.problems == ()
+    # TLS, OCSP responder, device: each asked about over OCSP; and the CRL.
+    assert (result.certificates, result.answers) == (3, 4)
+    assert verify_due(live.core, ORIGIN) is None
+    live.clock.advance(timedelta(hours=24))
+    assert verify_due(live.core, ORIGIN) is not None
+    event = Event(health.RESTORED, "test", "instance")
+    live.core.store.write(lambda tx: tx.audit(event, ORIGIN))
+    assert verify_due(live.core, ORIGIN) is not None
+    assert verify_due(live.core, ORIGIN) is None
+    with monkeypatch.context() as upgraded:
+        upgraded.setattr(verification, "version", lambda _: "99")
+        assert verify_due(live.core, ORIGIN) is not None
+
+    def steal_history(tx: Transaction) -> None:
+        unguard_audit(tx.connection)
+        tx.connection.exec_driver_sql("DELETE FROM audit_events WHERE event = 'certificate.issued'")
+
+    live.core.store.write(steal_history)
+    monkeypatch.setattr(verification, "version", lambda _: "100")
+    found = verify_due(live.core, ORIGIN)
+    assert found is not None
+    assert found.problems
+    metrics = live.request("GET", "/metrics", listener="management").body.decode()
+    told = [line for line in metrics.splitlines() if "verification_problems" in line]
+    assert float(told[-1].split()[-1]) == len(found.problems)
+    doctor = run(live.directory, "doctor", "--json", status=1).stdout
+    (line,) = (one for one in json.loads(doctor) if one["check"] == "verification")
+    assert line["verdict"] == "bad"
+
+
+def test_a_postgresql_database_is_dumped_and_filled_again(
+    postgresql: Path, clock: MovableClock, tmp_path: Path
+) -> None:
+    url = make_schema(postgresql)
+    with closing(Store(url, clock)) as store:
+        migrate(store)
+        event = Event("test.noted", "test", "thing")
+        store.write(lambda tx: tx.audit(event, ORIGIN))
+        dumping.dump(store, tmp_path / "dump")
+        with pytest.raises(BadInput, match="is not empty"):
+            dumping.refill(url, tmp_path / "dump")
+        (schema,) = store.read(
+            lambda tx: tx.connection.exec_driver_sql("SELECT current_schema()").one()
+        )
+        store.write(lambda tx: tx.connection.exec_driver_sql(f"DROP SCHEMA {schema} CASCADE"))
+    dumping.refill(url, tmp_path / "dump")
+    with closing(Store(url, clock)) as store:
+        require_current(store)
+        assert store.read(health.count_events) == 1
+
+
+def test_the_audit_trail_is_exported_whole_or_readable(outliving: Live) -> None:
+    live = outliving
+    live.enroll(live.invite("device", device_id="printer-1"))
+    rows = [
+        json.loads(line)
+        for line in run(live.directory, "audit", "export", "--json").stdout.splitlines()
+    ]
+    assert [row["id"] for row in rows] == list(range(1, len(rows) + 1))
+    for row in rows:
+        again = audit.digest({**row, "previous": bytes.fromhex(row["previous"])})
+        assert again.hex() == row["hash"]
+    text = run(live.directory, "audit", "export").stdout
+    assert "certificate.issued" in text
+    assert run(live.directory, "audit", "export", "--since", "2999-01-01").stdout == ""
