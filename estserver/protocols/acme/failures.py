@@ -31,6 +31,7 @@ paused_orders = Gauge(
     "estserver_acme_paused_orders",
     "Orders that are paused because they failed for days",
     registry=http.registry,
+    multiprocess_mode="mostrecent",
 )
 
 
