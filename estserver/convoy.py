@@ -117,9 +117,26 @@ class Convoy:
         return arrived
 
     def _turn(self, walks: Sequence[_Walk]) -> list[_Walk]:
-        """Take each walk one step further; return those that go on."""
-        reads: dict[Together[Any, Any], _Askers] = {}
+        """Take each walk past its next write; return those that go on.
+
+        Those who have just come read what they must first, so that one commit is for all.
+        """
         writes: dict[Together[Any, Any], _Askers] = {}
+        while walks:
+            reads: dict[Together[Any, Any], _Askers] = {}
+            self._advance(walks, reads, writes)
+            self._do(list(reads.items()), self._read_all)
+            walks = [walk for askers in reads.values() for walk, _ in askers]
+        self._do(_divided(writes), self._write_all)
+        return [walk for askers in writes.values() for walk, _ in askers]
+
+    def _advance(
+        self,
+        walks: Sequence[_Walk],
+        reads: dict[Together[Any, Any], _Askers],
+        writes: dict[Together[Any, Any], _Askers],
+    ) -> None:
+        """Take each walk to its next step, and note what it asks for."""
         ended: dict[asyncio.AbstractEventLoop, list[_Walk]] = {}
         for walk in walks:
             match walk.advance():
@@ -135,9 +152,6 @@ class Convoy:
             # Without its loop nobody waits for an answer any more.
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(_settle, arrived)
-        self._do(list(reads.items()), self._read_all)
-        self._do(_divided(writes), self._write_all)
-        return [walk for askers in (*reads.values(), *writes.values()) for walk, _ in askers]
 
     def _go_apart(self, walk: _Walk, run: Callable[[], Any]) -> None:
         def work() -> None:

@@ -69,6 +69,7 @@ _KINDS: Mapping[str, type[x509.GeneralName]] = {
     "email": x509.RFC822Name,
     "uri": x509.UniformResourceIdentifier,
 }
+_AnyExtension = x509.Extension[x509.ExtensionType]
 _PLACEHOLDER = re.compile(r"\{([a-z_|]+)\}")
 
 
@@ -108,6 +109,7 @@ class Profile:
         # RFC 5280 §4.2.1.4: a policy "MUST NOT appear more than once".
         if len(set(self._policies)) < len(self._policies):
             raise self._wrong("policies", "names a policy twice")
+        self._fixed_extensions = {letters: self._fix_extensions(letters) for letters in _CAPABLE}
 
     def _wrong(self, key: str, what: str) -> ConfigurationError:
         return ConfigurationError(f"profiles.{self.name}.{key}: {what}")
@@ -301,31 +303,32 @@ class Profile:
     def _extensions(
         self, public_key: PublicKey, subject: x509.Name, names: tuple[x509.GeneralName, ...]
     ) -> tuple[x509.Extension[x509.ExtensionType], ...]:
-        constraints = x509.BasicConstraints(ca=False, path_length=None)
-        values: list[tuple[x509.ExtensionType, bool]] = [
-            (constraints, True),
-            (self._key_usage(public_key), True),
-            (x509.ExtendedKeyUsage(self._usages), False),
-        ]
-        if names:
-            # RFC 5280 §4.2.1.6: critical where the subject is empty.
-            values.append((x509.SubjectAlternativeName(names), not len(subject)))
+        before, after = self._fixed_extensions[_letters(public_key)]
+        if not names:
+            return (*before, *after)
+        # RFC 5280 §4.2.1.6: critical where the subject is empty.
+        critical = not len(subject)
+        return (*before, _extension(x509.SubjectAlternativeName(names), critical=critical), *after)
+
+    def _fix_extensions(
+        self, letters: str
+    ) -> tuple[tuple[_AnyExtension, ...], tuple[_AnyExtension, ...]]:
+        """Make what stands before and after the names for all keys of one family, once for all."""
+        before = (
+            _extension(x509.BasicConstraints(ca=False, path_length=None), critical=True),
+            _extension(self._key_usage(letters), critical=True),
+            _extension(x509.ExtendedKeyUsage(self._usages)),
+        )
+        after = []
         if self._policies:
             policies = [x509.PolicyInformation(oid, None) for oid in self._policies]
-            values.append((x509.CertificatePolicies(policies), False))
+            after.append(_extension(x509.CertificatePolicies(policies)))
         if self._signs_status:
-            values.append((x509.OCSPNoCheck(), False))
-        return tuple(x509.Extension(value.oid, critical, value) for value, critical in values)
+            after.append(_extension(x509.OCSPNoCheck()))
+        return before, tuple(after)
 
-    def _key_usage(self, public_key: PublicKey) -> x509.KeyUsage:
-        match public_key:
-            case rsa.RSAPublicKey():
-                capable = _CAPABLE["rs"]
-            case ec.EllipticCurvePublicKey():
-                capable = _CAPABLE["ec"]
-            case _:
-                capable = _CAPABLE["ed"]
-        wanted = capable & set(self.settings.key_usage)
+    def _key_usage(self, letters: str) -> x509.KeyUsage:
+        wanted = _CAPABLE[letters] & set(self.settings.key_usage)
         return x509.KeyUsage(
             digital_signature="digitalSignature" in wanted,
             content_commitment="contentCommitment" in wanted,
@@ -337,6 +340,21 @@ class Profile:
             encipher_only=False,
             decipher_only=False,
         )
+
+
+def _letters(public_key: PublicKey) -> str:
+    """Return the first letters of a key's type."""
+    match public_key:
+        case rsa.RSAPublicKey():
+            return "rs"
+        case ec.EllipticCurvePublicKey():
+            return "ec"
+        case _:
+            return "ed"
+
+
+def _extension(value: x509.ExtensionType, *, critical: bool = False) -> _AnyExtension:
+    return x509.Extension(value.oid, critical, value)
 
 
 def _fill(template: str, fields: Mapping[str, str]) -> str:

@@ -4,6 +4,8 @@ The parsed draft must equal the plan field by field, and obey the RFC 5280 rules
 loosen. (pkilint, far slower, judges one certificate of every profile in the tests and in `doctor`.)
 """
 
+from datetime import datetime
+
 from cryptography import x509
 from cryptography.x509.oid import ExtensionOID
 
@@ -23,6 +25,31 @@ def lint(draft: x509.Certificate, plan: Plan, issuer: x509.Certificate, serial: 
         raise LintFailed(f"the draft cannot be parsed: {type(error).__name__}") from error
     if findings:
         raise LintFailed("the draft differs from its plan: " + "; ".join(findings))
+
+
+def lint_spliced(
+    draft: x509.Certificate, plan: Plan, serial: int, *, issuer_ends: datetime
+) -> None:
+    """Raise LintFailed unless `draft`, spliced into a linted template, is right where it varies."""
+    bits = serial.bit_length()
+    names = next(
+        (e for e in plan.extensions if isinstance(e.value, x509.SubjectAlternativeName)), None
+    )
+    checks = {
+        "serial": draft.serial_number == serial,
+        "notBefore": draft.not_valid_before_utc == plan.not_before,
+        "notAfter": draft.not_valid_after_utc == plan.not_after,
+        "subject": draft.subject == plan.subject,
+        "RFC 5280 §4.1.2.2 serial length": _MIN_SERIAL_BITS < bits <= _MAX_SERIAL_BITS,
+        "RFC 5280 §4.1.2.5 within the issuer": plan.not_after <= issuer_ends,
+        "RFC 5280 §4.1.2.5 begins before it ends": plan.not_before < plan.not_after,
+        "RFC 5280 §4.1.2.6 a name": bool(plan.subject.rdns)
+        or (names is not None and names.critical),
+        "RFC 5280 §4.2.1.6 no empty subjectAltName": names is None or len(plan.names) > 0,
+    }
+    if not all(checks.values()):
+        findings = "; ".join(name for name, holds in checks.items() if not holds)
+        raise LintFailed(f"the draft differs from its plan: {findings}")
 
 
 def _against_plan(
