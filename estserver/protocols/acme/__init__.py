@@ -17,6 +17,7 @@ from typing import Any
 from aiohttp import web
 
 from estserver import http
+from estserver.duties import Duty
 from estserver.errors import BadCredentials, Error, Fault, NotFound
 from estserver.http import BodyTooLarge, SlowBody, UnsupportedMediaType
 from estserver.model import Origin
@@ -35,7 +36,7 @@ from estserver.protocols.acme.orders import Orders
 from estserver.protocols.acme.problems import CONTENT_TYPE, Problem, document, kind_and_status
 from estserver.protocols.acme.renewals import Predecessors
 from estserver.protocols.acme.terms import Terms
-from estserver.protocols.acme.tidying import Tidying
+from estserver.protocols.acme.tidying import SECONDS, Tidying
 from estserver.protocols.acme.urls import URLs
 from estserver.protocols.acme.validation import Validator
 
@@ -88,7 +89,7 @@ class ACMEProtocol:
         self._gate = Gate(services, urls, self._nonces)
         self._accounts = Accounts(services, urls)
         limits = OrderLimits(self._settings, services.clock)
-        self._authorizations = Authorizations(services, urls, self._gate, limits)
+        self._authorizations = Authorizations(services, urls, limits)
         self._terms = Terms(services, urls)
         failures = Failures(services.store, self._settings.pause_after)
         self._orders = Orders(
@@ -114,7 +115,9 @@ class ACMEProtocol:
 
     def background(self) -> Sequence[Coroutine[None, None, None]]:
         """Make attempts at challenges, and forget what is over."""
-        return (self._attempts.run_forever(), self._tidying.run_forever())
+        services = self._services
+        tidying = Duty("acme-tidying", SECONDS, lambda: services.run(self._tidying.tidy))
+        return (self._attempts.run_forever(), services.duties.perform(tidying))
 
     # -- from path to operation ------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from estserver.protocols import Services
 from estserver.protocols.acme import authorization_records, faults
 from estserver.protocols.acme.answers import Answer, authorization_json, challenge_json
 from estserver.protocols.acme.authorization_records import Authorization, Challenge
-from estserver.protocols.acme.gate import Gate, Signed
+from estserver.protocols.acme.gate import Signed
 from estserver.protocols.acme.identifiers import general_name, read_identifier
 from estserver.protocols.acme.limits import OrderLimits
 from estserver.protocols.acme.problems import Identifier, Problem, malformed, unauthorized
@@ -31,11 +31,10 @@ HASTE = timedelta(seconds=15)
 class Authorizations:
     """Handlers of authorizations and challenges. They block; run them on the thread pool."""
 
-    def __init__(self, services: Services, urls: URLs, gate: Gate, limits: OrderLimits) -> None:
+    def __init__(self, services: Services, urls: URLs, limits: OrderLimits) -> None:
         self._services = services
         self._settings = services.settings.acme
         self._urls = urls
-        self._gate = gate
         self._limits = limits
 
     # -- making ----------------------------------------------------------------------------------
@@ -116,7 +115,7 @@ class Authorizations:
         identifier = read_identifier(request.object().get("identifier"))
         if identifier.value.startswith(_WILDCARD):
             raise malformed("a wildcard cannot be authorized in advance (RFC 8555 7.4.1)")
-        registration = self._services.authenticator.registration(self._gate.credential(account))
+        registration = request.registration
         profile = self._settings.open_profile if registration is None else registration.profile
         name = general_name(identifier)
         try:

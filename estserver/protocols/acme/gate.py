@@ -11,7 +11,7 @@ from typing import Any
 
 from estserver.authentication import ACMEAccount
 from estserver.errors import RegistrationClosed
-from estserver.model import Event, Origin
+from estserver.model import Event, Invitation, Origin
 from estserver.protocols import Services
 from estserver.protocols.acme import faults, records
 from estserver.protocols.acme.jws import JWS, parse_object, read_request
@@ -45,12 +45,14 @@ class Received:
 class Signed:
     """A request whose signature, URL and nonce are good. `key` made the signature.
 
-    `account` is None where a bare key signed. `payload` is raw; empty in a POST-as-GET.
+    `account` is None where a bare key signed; `registration` is what it is bound to, as it stands
+    at this request. `payload` is raw; empty in a POST-as-GET.
     """
 
     url: str
     key: AccountKey
     account: Account | None
+    registration: Invitation | None
     payload: bytes
     accept: str
     origin: Origin
@@ -104,12 +106,14 @@ class Gate:
         now = self._services.clock.now()
         faults.armed.strike()
         self._redeem(jws.nonce, now)
+        registration = None
         if account is not None:
-            self._require_standing(account, received.origin)
+            registration = self._require_standing(account, received.origin)
         return Signed(
             url=received.url,
             key=key,
             account=account,
+            registration=registration,
             payload=jws.payload,
             accept=received.accept,
             origin=received.origin,
@@ -142,12 +146,12 @@ class Gate:
         ):
             raise bad_nonce()
 
-    def _require_standing(self, account: Account, origin: Origin) -> None:
+    def _require_standing(self, account: Account, origin: Origin) -> Invitation | None:
         """Judge account and registration anew at each request (RFC 8555 §7.3.6)."""
         if account.status is not AccountStatus.VALID:
             raise unauthorized(f"this account is {account.status}", 401)
         try:
-            self._services.authenticator.registration(self.credential(account))
+            return self._services.authenticator.registration(self.credential(account))
         except RegistrationClosed as error:
             event = Event(
                 "account.refused",

@@ -5,6 +5,7 @@ decided here, because it takes keys of any size, private members and symmetric k
 """
 
 import base64
+import functools
 import hashlib
 import re
 from collections.abc import Mapping
@@ -160,7 +161,13 @@ def account_key(public_key: PublicKey) -> AccountKey:
 
 def stored_key(jwk: Mapping[str, str]) -> AccountKey:
     """Read back the `jwk` of a key that passed `read_jwk` before."""
-    return account_key(_build(jwk))
+    return _stored_key(tuple(sorted(jwk.items())))
+
+
+@functools.lru_cache(maxsize=4096)
+def _stored_key(members: tuple[tuple[str, str], ...]) -> AccountKey:
+    """Keep the keys of accounts at work: each of their requests needs one."""
+    return account_key(_build(dict(members)))
 
 
 def _build(jwk: Mapping[str, object]) -> PublicKey:

@@ -105,11 +105,11 @@ class Orders:
         identifiers = read_identifiers(asked.get("identifiers"))
         try:
             order = self._ordered(request, asked, identifiers)
-            order = self._services.store.write(lambda tx: self._add(tx, request, order))
+            view = self._services.store.write(lambda tx: self._add(tx, request, order))
         except Refused as error:
             self._failures.count(account, identifiers, error, request.origin)
             raise
-        return self._answer(order, request.now, status=201)
+        return self._answer(view, status=201)
 
     def _ordered(
         self, request: Signed, asked: dict[str, Any], identifiers: tuple[Identifier, ...]
@@ -117,8 +117,8 @@ class Orders:
         """Return the order that was asked for, if it may be made; nothing is written yet."""
         account = request.signer
         not_before, not_after = read_validity(asked)
-        profile = self._profile(account, asked.get("profile"))
-        self._require_certifiable(account, profile, identifiers, named="profile" in asked)
+        profile = self._profile(request, asked.get("profile"))
+        self._require_certifiable(request, profile, identifiers, named="profile" in asked)
         replaces = asked.get("replaces")
         if replaces is not None:
             self._predecessors.require(replaces, account, identifiers)
@@ -152,7 +152,7 @@ class Orders:
             created_at=request.now,
         )
 
-    def _add(self, tx: Transaction, request: Signed, order: Order) -> Order:
+    def _add(self, tx: Transaction, request: Signed, order: Order) -> OrderView:
         account = request.signer
         if order.replaces is not None:
             self._require_not_replaced(tx, order.replaces, request.now)
@@ -180,7 +180,12 @@ class Orders:
             ),
             request.origin,
         )
-        return order
+        facts = OrderFacts(
+            authorizations=tuple(one.status(request.now) for one in authorizations),
+            enrollment=None,
+            expires=order.expires_at,
+        )
+        return OrderView(order, order_status(facts, request.now), None, None)
 
     def _require_terms(self, account: Account) -> None:
         """RFC 8555 §7.3.3: new terms must be agreed to before anything else is done."""
@@ -194,9 +199,9 @@ class Orders:
                 links=((_TERMS, terms),),
             )
 
-    def _profile(self, account: Account, asked: object) -> str:
+    def _profile(self, request: Signed, asked: object) -> str:
         """Return the profile of an order (draft-ietf-acme-profiles §4). Raises invalidProfile."""
-        registration = self._services.authenticator.registration(self._gate.credential(account))
+        registration = request.registration
         own = self._settings.open_profile if registration is None else registration.profile
         if asked is None or asked == own:
             return own
@@ -205,14 +210,14 @@ class Orders:
         raise Problem("invalidProfile", f"this account orders certificates of the profile {own}")
 
     def _require_certifiable(
-        self, account: Account, profile: str, identifiers: Sequence[Identifier], *, named: bool
+        self, request: Signed, profile: str, identifiers: Sequence[Identifier], *, named: bool
     ) -> None:
         """Raise Problem rejectedIdentifier with one subproblem for each name that cannot be had.
 
         invalidProfile instead where the order named a profile that certifies no such names
         (draft-ietf-acme-profiles §4).
         """
-        registration = self._services.authenticator.registration(self._gate.credential(account))
+        registration = request.registration
         rules = self._services.profiles[profile]
         wrong = []
         for identifier in identifiers:
@@ -247,17 +252,17 @@ class Orders:
     def show(self, request: Signed, identifier: str) -> Answer:
         """Show an order (§7.1.3)."""
         request.require_fetch()
-        return self._answer(self._own(request, identifier), request.now)
+        return self._answer(self.view(request, identifier))
 
     def listing(self, request: Signed, account: str, cursor: str | None) -> Answer:
         """List the orders that are not invalid, newest first, page by page (§7.1.2.1)."""
         request.require_fetch()
         if request.signer.id != account:
             raise unauthorized("this is the list of another account")
-        after = None if cursor is None else self._own(request, cursor)
         size = faults.armed.page
 
         def read(tx: Transaction) -> list[OrderView]:
+            after = None if cursor is None else _own(tx, request, cursor)
             page = records.orders_page(tx, account, after=after, limit=size)
             return view_orders(tx, page, request.now)
 
@@ -275,24 +280,18 @@ class Orders:
 
     def view(self, request: Signed, identifier: str) -> OrderView:
         """Return an order of the account that signed, with what was derived."""
-        order = self._own(request, identifier)
-        return self._services.store.read(lambda tx: view_orders(tx, [order], request.now))[0]
 
-    def _own(self, request: Signed, identifier: str) -> Order:
-        order = self._services.store.read(lambda tx: records.order(tx, identifier))
-        if order is None:
-            raise NotFound("there is no such order")
-        if order.account != request.signer.id:
-            raise unauthorized("this order is another account's")
-        return order
+        def read(tx: Transaction) -> OrderView:
+            return view_orders(tx, [_own(tx, request, identifier)], request.now)[0]
 
-    def _answer(self, order: Order, now: datetime, *, status: int = 200) -> Answer:
-        view = self._services.store.read(lambda tx: view_orders(tx, [order], now))[0]
+        return self._services.store.read(read)
+
+    def _answer(self, view: OrderView, *, status: int = 200) -> Answer:
         waits = view.status in {OrderStatus.PENDING, OrderStatus.PROCESSING}
         return Answer(
             order_json(view, self._urls),
             status=status,
-            location=self._urls.order(order.id),
+            location=self._urls.order(view.order.id),
             retry_after=int(self._settings.retry_after.total_seconds()) if waits else None,
             enrollment=view.enrollment,
         )
@@ -302,7 +301,7 @@ class Orders:
     def finalize(self, request: Signed, identifier: str) -> Answer:
         """Issue what was ordered, for the key in the CSR (§7.4)."""
         if request.fetches:
-            return self._answer(self._own(request, identifier), request.now)
+            return self.show(request, identifier)
         asked = request.object()
         view = self.view(request, identifier)
         if view.status is not OrderStatus.READY:
@@ -323,7 +322,7 @@ class Orders:
         csr = read_csr(der)
         self._require_own_key(account_key(csr.public_key).thumbprint)
         account = request.signer
-        if order.profile != self._profile(account, None):
+        if order.profile != self._profile(request, None):
             raise Problem(
                 "invalidProfile", f"the profile {order.profile} is not to be had any more"
             )
@@ -338,9 +337,9 @@ class Orders:
         outcome = self._services.ra.enroll(
             EnrollmentRequest(entitlement, csr, Via.ACME, request.origin)
         )
-        answer = self._answer(order, request.now)
         if isinstance(outcome, Issued):
-            return answer
+            return self._answer(OrderView(order, OrderStatus.VALID, outcome.enrollment, None))
+        answer = self._answer(self.view(request, order.id))
         # An officer must decide: the client polls the order (§7.4).
         return Answer(
             answer.body,
@@ -354,3 +353,13 @@ class Orders:
         found = self._services.store.read(lambda tx: records.account_by_key(tx, thumbprint))
         if found is not None:
             raise Problem("badCSR", "the CSR's key is that of an account: make another one")
+
+
+def _own(tx: Transaction, request: Signed, identifier: str) -> Order:
+    """Return an order of the account that signed. Raises NotFound, Problem unauthorized."""
+    order = records.order(tx, identifier)
+    if order is None:
+        raise NotFound("there is no such order")
+    if order.account != request.signer.id:
+        raise unauthorized("this order is another account's")
+    return order
