@@ -4,27 +4,22 @@ What a certificate came from is kept as long as the certificate's own row: its o
 authorizations that say by which rule or challenge its names were allowed.
 """
 
-import asyncio
 from datetime import UTC, datetime
 
-import structlog
-
-from estserver.errors import Error
 from estserver.protocols import Services
 from estserver.protocols.acme import authorization_records, failure_records, records
 from estserver.protocols.acme.failures import paused_orders
 from estserver.store import Transaction
 
-log = structlog.get_logger("estserver.acme")
-
-_SECONDS = 60
+SECONDS = 60
+"""How often there may be something to forget."""
 _AT_ONCE = 100
 """Orders to a transaction, so that nobody waits long for the writer."""
 _BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Tidying:
-    """Forgets, once a minute; any number of nodes may do it at the same time."""
+    """Forgets; any number of nodes may do it at the same time."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
@@ -32,15 +27,6 @@ class Tidying:
         # What ended earlier was looked at before: orders with a certificate stay for good, and
         # need not be walked over every minute.
         self._done_until = _BEGINNING
-
-    async def run_forever(self) -> None:
-        """Tidy up for as long as the server runs."""
-        while True:
-            try:
-                await self._services.run(self.tidy)
-            except Error as error:
-                log.warning("orders.kept", error=error.detail)
-            await asyncio.sleep(_SECONDS)
 
     def tidy(self) -> None:
         """Forget all that is to be forgotten by now. Raises Unavailable."""
