@@ -25,6 +25,8 @@ COMMANDS = {
     "enrollments": "estserver.cli_records:enrollments",
     "certificates": "estserver.cli_records:certificates",
     "mail": "estserver.cli_mail:mail",
+    "campaign": "estserver.cli_campaign:campaign",
+    "purge": "estserver.cli_purge:purge",
     "ca": "estserver.cli_ca:ca",
     "crl": "estserver.cli_status:crl",
     "acme": "estserver.cli_paused:acme",

@@ -38,6 +38,7 @@ from estserver.settings import (
     Log,
     Mail,
     ProfileSettings,
+    Retention,
     Secrets,
     Web,
 )
@@ -89,6 +90,7 @@ class Settings(BaseSettings):
     audit: Audit = Audit()
     limits: Limits = Limits()
     log: Log = Log()
+    retention: Retention = Retention()
 
     @classmethod
     def settings_customise_sources(

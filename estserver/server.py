@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 
 import structlog
 from aiohttp import web
@@ -38,6 +39,7 @@ from estserver.model import Origin
 from estserver.notices import Reminders
 from estserver.own_certificates import OwnCertificates
 from estserver.protocols import EnrollmentProtocol, Services
+from estserver.retention import Purge
 from estserver.settings import Listener
 from estserver.status import StatusWatch
 from estserver.store import health, registrations
@@ -59,6 +61,7 @@ _PLAIN = frozenset({"status", "management"})
 _THREADS = 32
 _MAIL_SECONDS = 5
 _REMIND_SECONDS = 600
+_DAY_SECONDS = 86400
 _PUBLISH_SECONDS = 2
 _WATCH_SECONDS = 10
 _TIDY_SECONDS = 60
@@ -175,6 +178,10 @@ class Server:
             # Nothing to do but to be there: `doctor` tells which nodes live.
             Duty(node_name(core.settings.directory), _ALIVE_SECONDS, lambda: asyncio.sleep(0)),
         ]
+        if core.settings.retention.automatic:
+            purge = Purge(core.store, core.clock, core.settings.retention)
+            purging = partial(purge.run, by="server", origin=_ORIGIN)
+            duties.append(Duty("purge", _DAY_SECONDS, lambda: run(purging)))
         if self._office.sends:
             reminders = Reminders(core.store, core.clock, core.profiles)
             duties.append(Duty("mail", _MAIL_SECONDS, self._office.deliver_due))

@@ -316,6 +316,23 @@ class Limits(_Section):
     connections: int = 4096
 
 
+class Retention(_Section):
+    """How long what names somebody is kept; `estserver purge` erases what is older.
+
+    The defaults are those of the CA/Browser Forum: two years after a certificate has ended
+    (TLS Baseline Requirements 5.4.3 and 5.5.2), and for the audit trail the longest life besides.
+    """
+
+    certificates: Duration = timedelta(days=731)
+    """After notAfter."""
+    registrations: Duration = timedelta(days=731)
+    """After the registration and the last of its certificates have ended."""
+    audit: Duration = timedelta(days=1130)
+    mail: Duration = timedelta(days=90)
+    automatic: bool = False
+    """Whether the server purges by itself, once a day."""
+
+
 class Log(_Section):
     """Log lines: `json` for machines, `console` for people."""
 

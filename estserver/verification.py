@@ -36,6 +36,7 @@ from estserver.model import (
 from estserver.names import display_name
 from estserver.store import Transaction, certificates, crls, health, revocations, to_unix
 from estserver.store.audit_checks import Anchor, broken_links
+from estserver.store.purging import PURGED
 
 log = structlog.get_logger("estserver.verification")
 
@@ -170,7 +171,8 @@ def _misfits(
 ) -> Iterator[str]:
     """Yield what is wrong between a row and its bytes."""
     if der is None:
-        if record.state is CertificateState.VALID or record.sha256 is not None:
+        signed = record.state is CertificateState.VALID or record.sha256 is not None
+        if signed and record.subject != PURGED:
             yield f"is {record.state.value} but its bytes are not stored"
         return
     if record.state in {CertificateState.ISSUING, CertificateState.ABANDONED}:
@@ -270,9 +272,7 @@ def _crl(tx: Transaction, issuer: str, signer: x509.Certificate) -> list[str] | 
     if crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number != stored.number:
         problems.append(f"{about}: its number differs from its row")
     listed = {entry.serial_number for entry in crl}
-    revoked = {
-        int(serial, 16): at for page in crls.revoked(tx, issuer) for serial, at, _ in page
-    }
+    revoked = {int(serial, 16): at for page in crls.revoked(tx, issuer) for serial, at, _ in page}
     settled = to_unix(stored.this_update - _SETTLING)
     problems += [
         f"certificate {serial:x}: was revoked before {about}, which lacks it"

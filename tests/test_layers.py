@@ -14,7 +14,7 @@ ROOMS = (
     ("profiles", "name_constraints"),
     ("ca", "store", "mail"),
     ("steps", "convoy", "spending"),
-    ("invitations", "notices", "external_binding", "throttling"),
+    ("invitations", "notices", "retention", "external_binding", "throttling"),
     ("revoking", "campaigns", "renewal_information", "authentication", "credentials", "intents", "approvals"),
     ("ra", "status"),
     ("own_certificates",),

@@ -1,0 +1,36 @@
+"""The command that erases what nobody may need any more."""
+
+from dataclasses import asdict
+
+import click
+
+from estserver.cli_listing import JSON
+from estserver.cli_operator import Operator
+from estserver.cli_output import hint, print_json
+from estserver.retention import Purge
+
+
+@click.command()
+@click.option("--invitation", metavar="N", help="Erase this registration now, and all it led to.")
+@JSON
+@click.pass_obj
+def purge(operator: Operator, *, invitation: str | None, as_json: bool) -> None:
+    """Erase names and bytes that are older than [retention] keeps them; proofs stay."""
+    with operator.core() as core:
+        work = Purge(core.store, core.clock, core.settings.retention)
+        if invitation is not None:
+            done = work.erase(invitation, by=operator.by, origin=operator.origin)
+        else:
+            done = work.run(by=operator.by, origin=operator.origin, progress=_tell)
+    if as_json:
+        print_json(asdict(done))
+        return
+    click.echo(
+        f"Erased: {done.certificates} certificates, {done.registrations} registrations, "
+        f"{done.letters} letters, what {done.events} audit rows said."
+    )
+    hint("Backups and journals are as they were: they have their own time to be deleted.")
+
+
+def _tell(done: int) -> None:
+    hint(f"{done} erased")

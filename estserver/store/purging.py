@@ -1,0 +1,169 @@
+"""What is erased once nobody may need it any more, and what stays as proof.
+
+A purged certificate keeps its row: issuer, serial, digests, times, state. So its serial stays
+taken, OCSP and CRL know it, and whoever has the bytes can prove that they were issued here. What
+is gone is what names somebody. A purged audit row keeps its place and its hash in the chain.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+import sqlalchemy as sa
+from cryptography import x509
+
+from estserver.model import CertificateState
+from estserver.names import encode_name, encode_names
+from estserver.store.audit_checks import PURGE
+from estserver.store.audit_checks import PURGED as ERASED
+from estserver.store.engine import Transaction, to_unix
+from estserver.store.tables import (
+    audit_events,
+    certificate_bytes,
+    certificates,
+    enrollments,
+    invitations,
+    outbox,
+)
+
+PURGED = "(purged)"
+"""Stands where a name was."""
+_ERASED = {
+    "event": ERASED,
+    "actor": "",
+    "object": "",
+    "request_id": "",
+    "source": "",
+    "detail": "{}",
+}
+"""What the triggers of the audit trail let pass, and nothing else."""
+
+
+def ended_certificates(tx: Transaction, *, before: datetime, limit: int) -> list[str]:
+    """List certificates that ended before `before` and are not purged; enrollment ids."""
+    query = (
+        sa.select(certificates.c.enrollment)
+        .where(certificates.c.not_after < to_unix(before), certificates.c.subject != PURGED)
+        .order_by(certificates.c.not_after)
+        .limit(limit)
+    )
+    return list(tx.connection.execute(query).scalars())
+
+
+def purge_certificates(tx: Transaction, identifiers: Sequence[str]) -> None:
+    """Erase names, keys and bytes of certificates."""
+    tx.change(
+        sa.update(certificates)
+        .where(certificates.c.enrollment.in_(identifiers))
+        .values(subject=PURGED, names=[], comment=None)
+    )
+    tx.change(
+        sa.update(certificate_bytes)
+        .where(certificate_bytes.c.enrollment.in_(identifiers))
+        .values(tbs=b"", der=None)
+    )
+    tx.change(
+        sa.update(enrollments)
+        .where(enrollments.c.id.in_(identifiers))
+        .values(subject=encode_name(x509.Name([])), names=encode_names(()), spki=b"", reason=None)
+    )
+
+
+def ended_registrations(tx: Transaction, *, before: datetime, limit: int) -> list[str]:
+    """List registrations that ended before `before`, with all they led to, and are not purged."""
+    live = sa.exists().where(
+        certificates.c.invitation == invitations.c.number,
+        certificates.c.not_after >= to_unix(before),
+    )
+    query = (
+        sa.select(invitations.c.number)
+        .where(
+            invitations.c.expires_at < to_unix(before),
+            invitations.c.name != PURGED,
+            ~live,
+        )
+        .limit(limit)
+    )
+    return list(tx.connection.execute(query).scalars())
+
+
+def live_certificates(tx: Transaction, number: str) -> int:
+    """Count the certificates of a registration that somebody may still rely on."""
+    query = (
+        sa.select(sa.func.count())
+        .select_from(certificates)
+        .where(
+            certificates.c.invitation == number,
+            certificates.c.state.in_(
+                (CertificateState.VALID.value, CertificateState.ISSUING.value)
+            ),
+            certificates.c.not_after >= tx.at,
+        )
+    )
+    return int(tx.connection.execute(query).scalar_one())
+
+
+def certificates_of(tx: Transaction, number: str) -> list[str]:
+    """List the certificates of a registration that are not purged; enrollment ids."""
+    query = sa.select(certificates.c.enrollment).where(
+        certificates.c.invitation == number, certificates.c.subject != PURGED
+    )
+    return list(tx.connection.execute(query).scalars())
+
+
+def purge_registrations(tx: Transaction, numbers: Sequence[str]) -> None:
+    """Erase who was registered, and the letters about it; the PIN and the URL are dead."""
+    tx.change(
+        sa.update(invitations)
+        .where(invitations.c.number.in_(numbers))
+        .values(
+            name=PURGED,
+            email=None,
+            device_id=None,
+            organization="",
+            names=[],
+            state="cancelled",
+            pin_hash=b"",
+            pin_salt=b"",
+            pin_dead=True,
+            url_hash=None,
+        )
+    )
+    tx.change(sa.delete(outbox).where(outbox.c.invitation.in_(numbers)))
+
+
+def purge_mail(tx: Transaction, *, before: datetime) -> int:
+    """Delete letters older than `before`, sent or not; return how many."""
+    return tx.change(sa.delete(outbox).where(outbox.c.created_at < to_unix(before)))
+
+
+def old_events(tx: Transaction, *, before: datetime, limit: int) -> list[int]:
+    """List audit rows older than `before` that still say something; ids, oldest first.
+
+    What was done to the CAs themselves is kept for good, and what was purged.
+    """
+    query = (
+        sa.select(audit_events.c.id)
+        .where(
+            audit_events.c.at < to_unix(before),
+            audit_events.c.event.not_in((ERASED, PURGE)),
+            audit_events.c.event.not_like("ca.%"),
+        )
+        .order_by(audit_events.c.id)
+        .limit(limit)
+    )
+    return list(tx.connection.execute(query).scalars())
+
+
+def events_about(tx: Transaction, objects: Sequence[str]) -> list[int]:
+    """List the audit rows about these objects that still say something; ids, oldest first."""
+    query = (
+        sa.select(audit_events.c.id)
+        .where(audit_events.c.object.in_(objects), audit_events.c.event.not_in((ERASED, PURGE)))
+        .order_by(audit_events.c.id)
+    )
+    return list(tx.connection.execute(query).scalars())
+
+
+def purge_events(tx: Transaction, ids: Sequence[int]) -> None:
+    """Erase what audit rows say."""
+    tx.change(sa.update(audit_events).where(audit_events.c.id.in_(ids)).values(**_ERASED))
