@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from estserver.errors import Error, Fault, Refused, Unavailable
 from estserver.failpoints import reach
-from estserver.front import FRONT
+from estserver.front import FRONT, Front
 from estserver.model import Origin
 
 log = structlog.get_logger("estserver.http")
@@ -102,13 +102,12 @@ def peer_certificate(request: web.Request) -> bytes | None:
     Its key was proven by the handshake; chain, time and revocation are for the application.
     Raises BadInput, CertificateRefused: what the front of this listener says cannot be used.
     """
-    front = request.get(FRONT)
+    front: Front | None = request.get(FRONT)
     if front is not None:
-        der: bytes | None = front.certificate(request)
-        return der
+        return front.certificate(request)
     transport = request.transport
     ssl_object = None if transport is None else transport.get_extra_info("ssl_object")
-    der = None if ssl_object is None else ssl_object.getpeercert(binary_form=True)
+    der: bytes | None = None if ssl_object is None else ssl_object.getpeercert(binary_form=True)
     return der
 
 
