@@ -84,7 +84,6 @@ def fill(database: Path, count: int, *, revoked_every: int) -> Large:
         for statement in again:
             connection.execute(statement)
         connection.execute("COMMIT")
-        connection.execute("ANALYZE")
     return large
 
 

@@ -100,6 +100,8 @@ class Course:
         meter = Meter(roots, cores)
         outcome = self.generator.run(load)
         cpu, others = meter.cpu(), meter.others()
+        if set(cores) & set(self.cores.generator):
+            others = max(0.0, others - outcome.busy / outcome.seconds / len(cores))
         count = len(outcome.latencies)
         if outcome.failures:
             self.failures.setdefault(name, Counter()).update(outcome.failures)

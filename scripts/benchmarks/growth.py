@@ -19,7 +19,15 @@ from cryptography.x509 import ocsp as pyca_ocsp
 from estserver import config
 from estserver.core import SystemClock, open_core
 from estserver.model import CertificateState, EnrollmentState, Origin, RevocationReason
-from estserver.store import Transaction, certificates, crls, registrations, revocations
+from estserver.store import (
+    Transaction,
+    certificates,
+    crls,
+    outbox,
+    registrations,
+    revocations,
+    selection,
+)
 from scripts.benchmarks import bulk
 from scripts.benchmarks.bulk import Large
 from scripts.benchmarks.course import Course, Figures, Measurement, percentile, timed
@@ -48,7 +56,7 @@ def _made(course: Course, count: int) -> tuple[Instance, Large]:
     """Return an instance with `count` certificates, made once a run."""
     name = f"large-{count}"
     if name not in course.shared:
-        instance = make_instance(course.folder / name)
+        instance = make_instance(course.folder / name, change=_quiet)
         with ExitStack() as stack:
             warm_up(course, serve(course, stack, instance))
         database = instance.settings.database_file
@@ -59,6 +67,12 @@ def _made(course: Course, count: int) -> tuple[Instance, Large]:
     return made
 
 
+def _quiet(text: str) -> str:
+    """Switch off what would be at work on so many certificates beside what is measured."""
+    reminders = "\n[profiles.device.notices]\nbefore_expiry = []\nexpired = false\n"
+    return text.replace("[audit]\n", '[audit]\nverify_every = "0s"\n') + reminders
+
+
 # -- lists -----------------------------------------------------------------------------------------
 
 
@@ -66,7 +80,7 @@ def lists(course: Course, _: ExitStack) -> list[Measurement]:
     """Time what commands, pages and doors ask the store, with other arguments each time."""
     instance, large = _made(course, course.extent.certificates)
     return [
-        Measurement(f"list {name}", partial(_asked, course, instance, large, question))
+        Measurement(name, partial(_asked, course, instance, large, question))
         for name, question in _QUESTIONS.items()
     ]
 
@@ -74,38 +88,54 @@ def lists(course: Course, _: ExitStack) -> list[Measurement]:
 Question = Callable[[Transaction, Large, int], object]
 _soon = timedelta(days=30)
 
-# Every query of commands, pages and doors that grows with the data belongs here.
+# Every query that the data could make slow belongs here: `list` for what commands, pages and doors
+# ask while somebody waits, `duty` for what the server asks itself again and again.
 _QUESTIONS: dict[str, Question] = {
-    "newest certificates": lambda tx, *_: certificates.page(tx, limit=_PAGE),
-    "certificates further on": lambda tx, large, n: certificates.page(
+    "list newest certificates": lambda tx, *_: certificates.page(tx, limit=_PAGE),
+    "list certificates further on": lambda tx, large, n: certificates.page(
         tx, before=large.enrollment(n), limit=_PAGE
     ),
-    "valid certificates": lambda tx, large, n: certificates.page(
+    "list valid certificates": lambda tx, large, n: certificates.page(
         tx, state=CertificateState.VALID, before=large.enrollment(n), limit=_PAGE
     ),
-    "revoked certificates": lambda tx, large, n: certificates.page(
+    "list revoked certificates": lambda tx, large, n: certificates.page(
         tx, state=CertificateState.REVOKED, before=large.enrollment(n), limit=_PAGE
     ),
-    "expired certificates": lambda tx, *_: certificates.page(
+    "list expired certificates": lambda tx, *_: certificates.page(
         tx, state=CertificateState.EXPIRED, limit=_PAGE
     ),
-    "expiring certificates": lambda tx, large, n: certificates.page(
+    "list expiring certificates": lambda tx, large, n: certificates.page(
         tx, expiring_before=tx.now + _soon, before=large.enrollment(n), limit=_PAGE
     ),
-    "by serial": lambda tx, large, n: certificates.by_serial(tx, large.serial(n)),
-    "by SHA-256": lambda tx, large, n: certificates.by_sha256(tx, large.digest(n)),
-    "by key": lambda tx, large, n: certificates.by_spki(tx, large.key_digest(n)),
-    "of an invitation": lambda tx, large, n: certificates.invitation_certificates(
+    "list by serial": lambda tx, large, n: certificates.by_serial(tx, large.serial(n)),
+    "list by SHA-256": lambda tx, large, n: certificates.by_sha256(tx, large.digest(n)),
+    "list by key": lambda tx, large, n: certificates.by_spki(tx, large.key_digest(n)),
+    "list of an invitation": lambda tx, large, n: certificates.invitation_certificates(
         tx, large.invitation(n)
     ),
-    "status for OCSP": lambda tx, large, n: revocations.statuses(tx, "issuing", [large.serial(n)]),
-    "newest enrollments": lambda tx, *_: certificates.enrollments_in(tx, None, limit=_PAGE),
-    "pending enrollments": lambda tx, *_: certificates.enrollments_in(
+    "list status for OCSP": lambda tx, large, n: revocations.statuses(
+        tx, "issuing", [large.serial(n)]
+    ),
+    "list newest enrollments": lambda tx, *_: certificates.enrollments_in(tx, None, limit=_PAGE),
+    "list pending enrollments": lambda tx, *_: certificates.enrollments_in(
         tx, EnrollmentState.PENDING, limit=_PAGE
     ),
-    "newest invitations": lambda tx, *_: registrations.page(tx, after=None, limit=_PAGE),
-    "invitations further on": lambda tx, large, n: registrations.page(
+    "list newest invitations": lambda tx, *_: registrations.page(tx, after=None, limit=_PAGE),
+    "list invitations further on": lambda tx, large, n: registrations.page(
         tx, after=registrations.get(tx, large.invitation(n)), limit=_PAGE
+    ),
+    "list by mail address": lambda tx, large, n: selection.select(
+        tx,
+        selection=selection.Selection(email=f"{large.label(n)}@example.org"),
+        after=None,
+        limit=_PAGE,
+    ),
+    "duty unfinished intents": lambda tx, *_: certificates.unfinished(tx, created_before=tx.now),
+    "duty superseded certificates": lambda tx, *_: certificates.superseded(
+        tx, profile="device", renewed_before=tx.now
+    ),
+    "duty reminders": lambda tx, *_: outbox.ending(
+        tx, "expiring-7", profile="device", after=tx.now, until=tx.now + timedelta(days=1)
     ),
 }
 
