@@ -18,9 +18,9 @@ from estserver.ca.ceremony import (
 )
 from estserver.ca.hierarchy import make_hierarchy
 from estserver.core import open_core
-from estserver.doctor import pkix_linter
 from estserver.errors import BadInput, ConfigurationError
 from estserver.model import KeyType
+from estserver.specimens import pkix_linter
 from tests.live import MovableClock
 
 

@@ -22,7 +22,7 @@ ROOMS = (
     ("front",),
     ("http",),
     ("protocols", "web", "management"),
-    ("logs", "listeners", "systemd"),
+    ("logs", "listeners", "systemd", "specimens"),
     ("server", "doctor", "verification", "backup", "recovery"),
     ("supervisor",),
     ("cli",),

@@ -28,9 +28,10 @@ from estserver.ca.ceremony import InstanceOptions, create_instance, create_subor
 from estserver.ca.hierarchy import Authority, make_hierarchy
 from estserver.ca.keys import load_key, read_secret
 from estserver.core import open_core
-from estserver.doctor import examine, pkix_linter
+from estserver.doctor import examine
 from estserver.errors import ConfigurationError
 from estserver.model import KeyType
+from estserver.specimens import pkix_linter
 from tests.command_line import Shell
 from tests.live import (
     Holder,
