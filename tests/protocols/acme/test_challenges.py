@@ -233,6 +233,8 @@ def test_each_kind_of_name_has_its_challenges_and_each_its_token(client: Client)
         assert {one["type"] for one in body["challenges"]} == kinds
         tokens |= {one["token"] for one in body["challenges"]}
     assert len(tokens) == 8
+    # 256 bits in base64url, without padding.
+    assert all(re.fullmatch(r"[A-Za-z0-9_-]{43}", token) for token in tokens)
 
 
 @pytest.mark.row("ACME-126")

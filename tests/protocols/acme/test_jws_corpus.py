@@ -125,10 +125,29 @@ _DEFAULT = {*(("P-256", where) for where in PLACES), ("RSA", "key"), ("Ed25519",
 
 
 @pytest.mark.row(
-    *("ACME-002", "ACME-003", "ACME-004", "ACME-005", "ACME-006", "ACME-007", "ACME-008"),
-    *("ACME-009", "ACME-010", "ACME-011", "ACME-012", "ACME-013", "ACME-014", "ACME-018"),
-    *("ACME-023", "ACME-027", "ACME-038", "ACME-078", "ACME-085", "ACME-091", "ACME-092"),
-    *("INC-21", "A-18"),
+    "ACME-002",
+    "ACME-003",
+    "ACME-004",
+    "ACME-005",
+    "ACME-006",
+    "ACME-007",
+    "ACME-008",
+    "ACME-009",
+    "ACME-010",
+    "ACME-011",
+    "ACME-012",
+    "ACME-013",
+    "ACME-014",
+    "ACME-018",
+    "ACME-023",
+    "ACME-027",
+    "ACME-038",
+    "ACME-078",
+    "ACME-085",
+    "ACME-091",
+    "ACME-092",
+    "INC-21",
+    "A-18",
 )
 @pytest.mark.parametrize("where", PLACES)
 @pytest.mark.parametrize("kind", KEYS)

@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -100,6 +101,23 @@ def test_a_huge_body_is_refused_before_it_is_read(client: Client) -> None:
         "POST", "/acme/new-order", b"x" * 60_000, {"Content-Type": JOSE, "Content-Encoding": "gzip"}
     )
     chunked.refused(415, "malformed")
+
+
+@pytest.mark.row("ACME-031")
+def test_a_chunked_body_without_end_is_refused_at_the_limit(shared: Live) -> None:
+    address = ("localhost", shared.port("web"))
+    with (
+        socket.create_connection(address, timeout=30) as plain,
+        shared.tls().wrap_socket(plain, server_hostname="localhost") as connection,
+    ):
+        head = (
+            "POST /acme/new-order HTTP/1.1\r\nHost: localhost\r\n"
+            f"Content-Type: {JOSE}\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
+        connection.sendall(head.encode())
+        for _ in range(51):
+            connection.sendall(b"3e8\r\n" + b"x" * 1000 + b"\r\n")
+        assert connection.recv(4096).startswith(b"HTTP/1.1 413 ")
 
 
 @pytest.mark.row("ACME-032", "ACME-033", "ACME-034")
