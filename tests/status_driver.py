@@ -1,5 +1,6 @@
 """A small CA for tests of certificate status: real keys, real database, no listener."""
 
+import random
 import subprocess
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
@@ -8,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import sqlalchemy as sa
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -43,7 +45,8 @@ from estserver.protocols import Services
 from estserver.ra import EnrollmentRequest, RegistrationAuthority
 from estserver.settings import IssuerSettings
 from estserver.status import CRLRules, StatusAuthority
-from estserver.store import Store, migrate
+from estserver.store import Store, migrate, to_unix
+from estserver.store.tables import certificates, enrollments
 
 ORIGIN = Origin("test", "cli")
 LIFETIME = timedelta(days=7)
@@ -213,6 +216,7 @@ def build(
     names: Sequence[str] = ("issuing",),
     key_type: KeyType = KeyType.EC_P256,
     keys: Mapping[str, PrivateKey] | None = None,
+    *,
     url: str | None = None,
     own_crls: Sequence[str] = (),
     **rules_of_issuers: Any,
@@ -244,10 +248,10 @@ def build(
     for issuer in names:
         certificate = authority(f"CA {issuer}", keys[issuer], (root, root_key))
         urls = StatusURLs(
-            f"http://localhost/ca/{issuer}.cer",
-            "http://localhost/ocsp",
-            f"http://localhost/crl/{issuer}.crl",
-            f"http://localhost/delta/{issuer}.crl",
+            f"http://pki.example.org/ca/{issuer}.cer",
+            "http://pki.example.org/ocsp",
+            f"http://pki.example.org/crl/{issuer}.crl",
+            f"http://pki.example.org/delta/{issuer}.crl",
         )
         issuers[issuer] = Issuer(issuer, (certificate, root), keys[issuer], urls)
     rules = {**settings.profiles, **internal_profiles(settings)}
@@ -346,3 +350,37 @@ def run(*command: str) -> str:
     said = done.stdout + done.stderr
     assert done.returncode == 0, f"{command[0]} ended with {done.returncode}: {said}"
     return said
+
+
+def revoke_in_bulk(house: House, count: int, profile: str = "device") -> list[int]:
+    """Put `count` revoked certificates into the database as rows; return their serials.
+
+    Spread over the year before now, so that none is too young to be settled.
+    """
+    now = to_unix(house.clock.now())
+    dice = random.Random(count)
+    serials = [dice.getrandbits(159) for _ in range(count)]
+    reasons = [reason.value for reason in RevocationReason]
+    with house.store.engine.begin() as connection:
+        enrolled = dict(connection.execute(sa.select(enrollments)).mappings().first() or {})
+        issued = dict(connection.execute(sa.select(certificates)).mappings().first() or {})
+        for start in range(0, count, 10_000):
+            block = range(start, min(count, start + 10_000))
+            names = [f"bulk-{profile}-{index:08}" for index in block]
+            rows = [{**enrolled, "id": name, "correlation": name} for name in names]
+            connection.execute(sa.insert(enrollments), rows)
+            rows = [
+                {
+                    **issued,
+                    "enrollment": name,
+                    "serial": f"{serials[index]:040x}",
+                    "profile": profile,
+                    "sha256": None,
+                    "state": "revoked",
+                    "revoked_at": now - 30_000_000 + index * 29_000_000 // count,
+                    "reason": reasons[index % len(reasons)],
+                }
+                for index, name in zip(block, names, strict=True)
+            ]
+            connection.execute(sa.insert(certificates), rows)
+    return serials

@@ -119,7 +119,18 @@ certificates = sa.Table(
     sa.Index(None, "spki_sha256"),
     sa.Index(None, "invitation"),
     sa.Index(None, "not_after", "enrollment"),
-    sa.Index(None, "issuer", "revoked_at"),
+    # All that a CRL is made of, and nothing else.
+    sa.Index(
+        "ix_certificates_revoked",
+        "issuer",
+        "revoked_at",
+        "serial",
+        "reason",
+        "not_after",
+        "profile",
+        sqlite_where=sa.text("revoked_at IS NOT NULL"),
+        postgresql_where=sa.text("revoked_at IS NOT NULL"),
+    ),
     sa.Index(None, "renews"),
     sa.Index(None, "serial"),
 )

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import gzip
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +26,8 @@ from estserver.errors import Error
 from estserver.model import RevocationReason
 from estserver.protocols import EnrollmentProtocol
 from estserver.protocols.status import RENDER, StatusProtocol
-from tests.status_driver import House, build, question, run
+from estserver.protocols.status_documents import takes_gzip
+from tests.status_driver import House, build, question, revoke_in_bulk, run
 
 GOOD, REVOKED = ocsp.OCSPCertStatus.GOOD, ocsp.OCSPCertStatus.REVOKED
 REQUEST = {"Content-Type": "application/ocsp-request"}
@@ -377,6 +379,109 @@ async def test_a_crl_past_half_its_life_is_still_served(site: Site) -> None:
     assert (await site.fetch("GET", "/crl/issuing.crl")).body == first.body
 
 
+@pytest.fixture
+async def large(tmp_path: Path, aiohttp_server: Serve) -> AsyncIterator[Site]:
+    """Serve a CRL of 10 000 entries, one of a single profile, and deltas."""
+    directory = tmp_path / "large"
+    directory.mkdir()
+    house = build(directory, own_crls=("device",), delta_crls=True)
+    house.install_responder()
+    revoke_in_bulk(house, 10_000, "person")
+    house.status.publish_due()
+    with ThreadPoolExecutor(8) as executor:
+        server = await aiohttp_server(StatusProtocol(house.services(executor)).application())
+        assert server.port is not None
+        yield Site(house, server.port, "", "")
+        await server.close()
+    house.store.close()
+
+
+async def test_a_large_crl_comes_compressed_to_whoever_takes_gzip(large: Site) -> None:
+    plain = await large.fetch("GET", "/crl/issuing.crl")
+    assert len(x509.load_der_x509_crl(plain.body)) == 10_000
+    assert "Content-Encoding" not in plain.headers
+    takes = {"Accept-Encoding": "br, gzip;q=0.8"}
+    packed = await large.fetch("GET", "/crl/issuing.crl", headers=takes)
+    assert packed.headers["Content-Encoding"] == "gzip"
+    assert gzip.decompress(packed.body) == plain.body
+    assert len(packed.body) < len(plain.body) * 0.7
+    for answer in (plain, packed):
+        assert answer.headers["Vary"] == "Accept-Encoding"
+        assert answer.headers["Content-Length"] == str(len(answer.body))
+        assert "no-transform" in answer.headers["Cache-Control"]
+    # RFC 9110 §8.8.3: "A strong validator [...] changes with the content coding".
+    assert packed.headers["ETag"] != plain.headers["ETag"]
+    for headers in ({}, takes):
+        known = (packed if headers else plain).headers["ETag"]
+        again = {**headers, "If-None-Match": known}
+        assert (await large.fetch("GET", "/crl/issuing.crl", headers=again)).status == 304
+        other = {**headers, "If-None-Match": (plain if headers else packed).headers["ETag"]}
+        assert (await large.fetch("GET", "/crl/issuing.crl", headers=other)).status == 200
+        head = await large.fetch("HEAD", "/crl/issuing.crl", headers=headers)
+        assert head.headers["Content-Length"] == str(len((packed if headers else plain).body))
+        assert head.body == b""
+
+
+async def test_a_crl_that_grew_is_compressed_anew(large: Site) -> None:
+    takes = {"Accept-Encoding": "gzip"}
+    first = await large.fetch("GET", "/crl/issuing.crl", headers=takes)
+    certificate, enrollment = await large.issue("host")
+    await large.revoke(enrollment)
+    await asyncio.to_thread(large.house.status.publish_due)
+    second = await large.fetch("GET", "/crl/issuing.crl", headers=takes)
+    assert second.headers["ETag"] != first.headers["ETag"]
+    crl = x509.load_der_x509_crl(gzip.decompress(second.body))
+    assert crl.get_revoked_certificate_by_serial_number(certificate.serial_number) is not None
+    assert len(crl) == 10_001
+
+
+@pytest.mark.parametrize(
+    ("accepted", "expected"),
+    [
+        ("", False),
+        ("identity", False),
+        ("gzip", True),
+        ("GZIP ;q=1", True),
+        ("gzip;q=0", False),
+        ("gzip;q=0.000, *", False),
+        ("*", True),
+        ("deflate, *;q=0", False),
+        ("br,gzip ; q=0.5", True),
+    ],
+)
+def test_rfc9110_12_5_3_accept_encoding(accepted: str, *, expected: bool) -> None:
+    assert takes_gzip(accepted) is expected
+
+
+async def test_shards_and_deltas_are_where_their_crls_say(large: Site) -> None:
+    certificate, enrollment = await large.issue("host")
+    await large.revoke(enrollment)
+    await asyncio.to_thread(large.house.status.publish_due)
+    (point,) = certificate.extensions.get_extension_for_class(x509.CRLDistributionPoints).value
+    path = str((point.full_name or [])[0].value).removeprefix("http://pki.example.org")
+    assert path == "/crl/issuing/device.crl"
+    etags = set()
+    for where in (path, "/crl/issuing.crl"):
+        answer = await large.fetch("GET", where)
+        full = x509.load_der_x509_crl(answer.body)
+        freshest = full.extensions.get_extension_for_class(x509.FreshestCRL).value
+        (delta_point,) = freshest
+        there = str((delta_point.full_name or [])[0].value).removeprefix("http://pki.example.org")
+        small = await large.fetch("GET", there)
+        assert small.headers["Content-Type"] == "application/pkix-crl"
+        delta = x509.load_der_x509_crl(small.body)
+        assert [entry.serial_number for entry in delta] == [certificate.serial_number]
+        etags |= {answer.headers["ETag"], small.headers["ETag"]}
+    assert len(etags) == 4
+
+
+async def test_without_shards_and_deltas_their_places_are_404_with_a_sentence(site: Site) -> None:
+    for path in ("/delta/issuing.crl", "/crl/issuing/device.crl", "/delta/issuing/device.crl"):
+        answer = await site.fetch("GET", path)
+        assert answer.status == 404, path
+        assert answer.headers.get_content_type() == "text/plain"
+
+
 # -- CA certificates -------------------------------------------------------------------------------
 
 
@@ -402,7 +507,7 @@ async def test_the_urls_in_a_certificate_lead_here(site: Site) -> None:
     points = certificate.extensions.get_extension_for_class(x509.CRLDistributionPoints).value
     urls = [str(one.access_location.value) for one in access]
     urls += [str(name.value) for point in points for name in point.full_name or []]
-    paths = sorted(url.removeprefix("http://localhost") for url in urls)
+    paths = sorted(url.removeprefix("http://pki.example.org") for url in urls)
     assert paths == ["/ca/issuing.cer", "/crl/issuing.crl", "/ocsp"]
     asked = question(certificate, site.house.certificate())
     assert (await site.fetch("GET", paths[0])).status == 200
