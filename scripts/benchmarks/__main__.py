@@ -160,8 +160,8 @@ def with_figures(readme: str, report: dict[str, Any]) -> str:
         f"{report['extent']['rounds']} round(s).\n\n"
     )
     results = report["results"]
-    body = "\n".join(table.markdown(table.lines(results), results)) + "\n"
-    return before + _MARKS[0] + head + body + _MARKS[1] + after
+    body = "\n".join([*table.markdown(table.lines(results), results), "", table.ceiling(results)])
+    return f"{before}{_MARKS[0]}{head}{body}\n{_MARKS[1]}{after}"
 
 
 def main() -> None:
