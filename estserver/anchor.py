@@ -1,8 +1,10 @@
 """The audit anchor: a file outside the database that remembers how the audit trail stood.
 
 One JSON line an hour. Rows that are changed, reordered or cut off afterwards no longer agree with
-it, even where every link of every chain was made anew. It proves most where whoever can write the
-database cannot write the file. A line torn by a crash is passed over.
+it, even where every link of every chain was made anew; only what is younger than the newest anchor
+can be cut off unseen, and the order of rows of different chains is anchored once it has settled. It
+proves most where whoever can write the database cannot write the file. A line torn by a crash is
+passed over.
 """
 
 import fcntl

@@ -70,7 +70,8 @@ def tamper(connection: sa.Connection, chance: random.Random) -> str:
         case "behead":
             connection.execute(sa.delete(table).where(table.c.id <= row))
         case _:
-            # Two rows change places, or one goes to another place: ids are what orders chains.
+            # Two rows change places, or one goes behind all others: ids are what orders chains.
+            row = chance.choice(ids[:-1])
             other = chance.choice([n for n in ids if n != row]) if way == "swap" else ids[-1] + 1
             for old, new in ((row, -1), (other, row), (-1, other)):
                 connection.execute(sa.update(table).where(table.c.id == old).values(id=new))

@@ -61,4 +61,5 @@ def test_the_commands_of_the_readme_do_what_it_says(live: Live, tmp_path: Path) 
     assert "CN=printer-17" in done.stdout
     new = (tmp_path / "new.crt").read_text(encoding="ascii")
     assert new != (tmp_path / "device.crt").read_text(encoding="ascii")
-    assert (tmp_path / "backup.db").stat().st_size > 0
+    assert (tmp_path / "var/backup/manifest.json").stat().st_size > 0
+    assert "Nothing is missing." in done.stdout
