@@ -12,10 +12,19 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
+from estserver.errors import Fault
 from estserver.model import Event, Origin
+from estserver.store import prepared
 from estserver.store.tables import audit_events
 
 _NOTHING = bytes(32)
+_CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=True)
+_READABLE = json.JSONEncoder(sort_keys=True, ensure_ascii=False)
+_INSERT = prepared.insert(
+    audit_events,
+    *("writer", "seq", "at", "event", "actor", "object", "request_id", "source", "detail"),
+    *("follows", "previous", "hash"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +43,7 @@ def digest(row: Mapping[str, object]) -> bytes:
     content = {name: row[name] for name in (*fields, "detail", "follows")}
     previous = row["previous"]
     assert isinstance(previous, bytes)  # noqa: S101 - narrows the column for mypy
-    text = json.dumps({**content, "previous": previous.hex()}, sort_keys=True, ensure_ascii=True)
+    text = _CANONICAL.encode({**content, "previous": previous.hex()})
     return hashlib.sha256(text.encode()).digest()
 
 
@@ -51,7 +60,10 @@ def open_chain(connection: sa.Connection, writer: str) -> Head:
 
 
 def append(connection: sa.Connection, head: Head, events: list[tuple[Event, Origin, int]]) -> Head:
-    """Insert `events` (event, origin, unix time) after `head`; return the new head."""
+    """Insert `events` (event, origin, unix time) after `head`; return the new head.
+
+    Raises Fault: another process writes this chain.
+    """
     rows = []
     for event, origin, at in events:
         row: dict[str, object] = {
@@ -63,13 +75,13 @@ def append(connection: sa.Connection, head: Head, events: list[tuple[Event, Orig
             "object": event.object,
             "request_id": origin.request_id,
             "source": origin.source,
-            "detail": json.dumps(dict(event.detail), sort_keys=True, ensure_ascii=False),
+            "detail": _READABLE.encode(dict(event.detail)),
             "follows": head.follows if head.seq == 0 else "",
             "previous": head.hash,
         }
-        row["hash"] = digest(row)
-        rows.append(row)
-        head = Head(head.writer, head.seq + 1, digest(row))
-    if rows:
-        connection.execute(sa.insert(audit_events), rows)
+        end = digest(row)
+        rows.append({**row, "hash": end})
+        head = Head(head.writer, head.seq + 1, end)
+    if _INSERT.run(connection, rows) != len(rows):
+        raise Fault("the audit chain has gone on elsewhere")
     return head

@@ -218,7 +218,10 @@ class Store:
             return
         try:
             with database_errors():
-                head = self._commit(group)
+                try:
+                    head = self._commit(group, savepoints=False)
+                except _Failed:
+                    head = self._commit(group, savepoints=True)
         except _Divided:
             self._head = None
             for unit in group:
@@ -243,7 +246,11 @@ class Store:
         for unit in group:
             self._commits.update(unit.topics)
 
-    def _commit(self, group: list[_Unit]) -> audit.Head:
+    def _commit(self, group: list[_Unit], *, savepoints: bool) -> audit.Head:
+        """Commit units; with savepoints without those that fail, else all or none.
+
+        Raises _Failed: one of them has failed, and there are no savepoints.
+        """
         with (
             self._engine.connect().execution_options(estserver_write=True) as connection,
             connection.begin(),
@@ -256,7 +263,7 @@ class Store:
                 )
                 try:
                     unit.topics = transaction.topics
-                    with connection.begin_nested():
+                    with connection.begin_nested() if savepoints else contextlib.nullcontext():
                         unit.result = unit.run(transaction)
                         following = audit.append(connection, head, transaction.events)
                     head = following
@@ -266,7 +273,9 @@ class Store:
                     if len(group) > 1 and getattr(error.orig, "sqlstate", None) in _ENTANGLED:
                         raise _Divided from error
                     raise
-                except Exception as error:  # noqa: BLE001 - handed to the unit's caller
+                except Exception as error:
+                    if not savepoints:
+                        raise _Failed from error
                     unit.failed = error
             self._write_journal(entries, alone=len(group) == 1)
         return head
@@ -312,6 +321,13 @@ def _settled(future: Future[Any], seconds: float) -> bool:
     with contextlib.suppress(TimeoutError):
         future.exception(seconds)
     return future.done()
+
+
+class _Failed(Exception):
+    """A unit of a group has failed, and its changes cannot be told from its neighbours'.
+
+    Most groups have no such unit, and savepoints cost each of them as much as a row.
+    """
 
 
 class _Divided(Exception):

@@ -119,7 +119,7 @@ def intent_rows(enrollment: Enrollment, plan: Plan, draft: Draft, now: datetime)
 
 def add_enrollments(tx: Transaction, rows: Sequence[Row]) -> bool:
     """Insert enrollments; False if one was there already: then the unit must not be kept."""
-    return _ENROLLMENTS.run(tx, rows) == len(rows)
+    return _ENROLLMENTS.run(tx.connection, rows) == len(rows)
 
 
 def drop_enrollments(tx: Transaction, identifiers: Sequence[str]) -> None:
@@ -130,9 +130,9 @@ def drop_enrollments(tx: Transaction, identifiers: Sequence[str]) -> None:
 
 def add_intents(tx: Transaction, intents: Sequence[IntentRows]) -> None:
     """Insert what is about to be signed. Raises Fault: a serial was given before."""
-    if _CERTIFICATES.run(tx, [intent.certificate for intent in intents]) != len(intents):
+    if _CERTIFICATES.run(tx.connection, [intent.certificate for intent in intents]) != len(intents):
         raise Fault("a serial number was given before")
-    _BYTES.run(tx, [intent.octets for intent in intents])
+    _BYTES.run(tx.connection, [intent.octets for intent in intents])
     for intent in intents:
         tell_intent(tx, intent.enrollment, intent.draft)
 
@@ -147,10 +147,10 @@ def put_certificates(tx: Transaction, ders: Mapping[str, bytes]) -> bool:
         {"identifier": identifier, "octets": der, "digest": hashlib.sha256(der).digest()}
         for identifier, der in ders.items()
     ]
-    if _SIGNED.run(tx, rows) != len(rows):
+    if _SIGNED.run(tx.connection, rows) != len(rows):
         return False
-    _SIGNED_BYTES.run(tx, rows)
-    _ISSUED.run(tx, rows)
+    _SIGNED_BYTES.run(tx.connection, rows)
+    _ISSUED.run(tx.connection, rows)
     for identifier, der in ders.items():
         tell_certificate(tx, identifier, der)
     return True

@@ -12,8 +12,6 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql import psycopg
 
-from estserver.store.engine import Transaction
-
 _DIALECTS: Mapping[str, sa.Dialect] = {
     "sqlite": sqlite.dialect(paramstyle="named"),
     "postgresql": psycopg.dialect(),  # type: ignore[no-untyped-call]
@@ -35,13 +33,13 @@ class Prepared:
             fixed = {key: value for key, value in compiled.params.items() if value is not None}
             self._texts[name] = str(compiled), fixed
 
-    def run(self, tx: Transaction, rows: Sequence[Mapping[str, Any]]) -> int:
+    def run(self, connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> int:
         """Run the statement for each of `rows`; return how many rows of the table it changed."""
         if not rows:
             return 0
-        text, fixed = self._texts[tx.connection.dialect.name]
+        text, fixed = self._texts[connection.dialect.name]
         parameters = [{**fixed, **row} for row in rows]
-        result = tx.connection.exec_driver_sql(text, parameters, execution_options=_KEEP_COUNT)
+        result = connection.exec_driver_sql(text, parameters, execution_options=_KEEP_COUNT)
         return result.rowcount
 
 
