@@ -50,6 +50,7 @@ from estserver.throttling import SourceThrottle
 __all__ = [
     "DEAD_AT",
     "FREE_TRIES",
+    "GUESSED_AT",
     "MAX_DELAY_SECONDS",
     "Handover",
     "Invitations",
@@ -58,6 +59,8 @@ __all__ = [
 
 FREE_TRIES = 5
 MAX_DELAY_SECONDS = 60
+GUESSED_AT = 10
+"""Wrong PINs behind one URL after which the administrator is told that somebody guesses."""
 DEAD_AT = 100
 """Wrong PINs behind the URL after which the PIN is dead (NIST SP 800-63B §5.2.2)."""
 _LONGEST = timedelta(days=3650)
@@ -251,7 +254,11 @@ class Invitations:
                     f"too many wrong PINs: try again in {wait.seconds} seconds", retry_after=wait
                 )
         failures = registrations.count_pin_failure(tx, number, dead_at=DEAD_AT)
-        if failures == DEAD_AT:
+        if failures == GUESSED_AT:
+            once = f"{present.number}-{present.pin_generation}"
+            values = {"failures": str(failures)}
+            outbox.tell_administrator(tx, "pin-guessed", present, once, values)
+        elif failures == DEAD_AT:
             self._tell_dead(tx, present)
         return failed_at
 

@@ -22,6 +22,8 @@ class Sink:
     rcpt: deque[str] = field(default_factory=deque)
     data: deque[str] = field(default_factory=deque)
     letters: list[tuple[list[str], bytes]] = field(default_factory=list)
+    secured: list[bool] = field(default_factory=list)
+    """Of each letter taken: whether it came over TLS."""
     hangs: bool = False
     port: int = 0
 
@@ -34,7 +36,7 @@ class Sink:
         return answer
 
     async def handle_DATA(  # noqa: N802 - aiosmtpd's interface
-        self, _server: SMTP, _session: Session, envelope: Envelope
+        self, _server: SMTP, session: Session, envelope: Envelope
     ) -> str:
         if self.hangs:
             await asyncio.Event().wait()
@@ -42,6 +44,7 @@ class Sink:
         if answer.startswith("250"):
             assert isinstance(envelope.content, bytes)
             self.letters.append((list(envelope.rcpt_tos), envelope.content))
+            self.secured.append(session.ssl is not None)
         return answer
 
     def messages(self) -> list[EmailMessage]:

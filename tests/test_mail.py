@@ -1,6 +1,7 @@
 """Mail: what the letters say, and how they leave through servers that misbehave."""
 
 import asyncio
+import ssl
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+import trustme
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 
@@ -224,10 +226,11 @@ async def test_the_administrator_is_told_of_a_pin_that_guessing_killed(
         with pytest.raises(BadCredentials):
             office.core.invitations.confirm(invitation, wrong, source="192.0.2.1")
         office.clock.advance(timedelta(minutes=2))
-    assert await office.deliver() == 1
-    message = sink.messages()[-1]
-    assert message["To"] == "ra@example.org"
-    assert invitation.number in _text(message)
+    assert await office.deliver() == 2
+    guessed, dead = sink.messages()[-2:]
+    assert guessed["To"] == dead["To"] == "ra@example.org"
+    assert "typed 10 wrong access PINs" in _text(guessed)
+    assert invitation.number in _text(dead)
 
 
 # -- templates -------------------------------------------------------------------------------------
@@ -417,6 +420,41 @@ async def test_starttls_is_demanded_and_clear_text_never_the_fallback(
     assert await office.deliver() == 0
     assert not sink.letters
     assert office.letter(invitation).state == "queued"
+
+
+class _Secured(Controller):
+    """A server that takes letters over TLS only."""
+
+    def __init__(self, handler: Sink, context: ssl.SSLContext) -> None:
+        self._context = context
+        super().__init__(handler, hostname="127.0.0.1", port=handler.port)
+
+    def factory(self) -> SMTP:
+        return SMTP(self.handler, tls_context=self._context, require_starttls=True)
+
+
+async def test_starttls_is_taken_up_where_the_servers_certificate_is_trusted(
+    make_office: MakeOffice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = trustme.CA()
+    certificate = authority.issue_cert("localhost", "127.0.0.1")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    certificate.configure_cert(context)
+    handler = Sink(port=free_ports().web)
+    controller = _Secured(handler, context)
+    controller.start()
+    try:
+        office = make_office(smtp(handler.port, 'security = "starttls"'))
+        invitation = office.invite()
+        assert await office.deliver() == 0  # a stranger's certificate
+        assert "certificate" in (office.letter(invitation).error or "").lower()
+        with authority.cert_pem.tempfile() as bundle:
+            monkeypatch.setenv("SSL_CERT_FILE", bundle)
+            office.clock.advance(timedelta(minutes=2))
+            assert await office.deliver() == 1
+        assert handler.secured == [True]
+    finally:
+        controller.stop()
 
 
 class _Guarded(Controller):
