@@ -91,7 +91,7 @@ class ACMEProtocol:
         limits = OrderLimits(self._settings, services.clock)
         self._authorizations = Authorizations(services, urls, limits)
         self._terms = Terms(services, urls)
-        failures = Failures(services.store, self._settings.pause_after)
+        self._failures = Failures(services.store, self._settings.pause_after)
         self._orders = Orders(
             services,
             urls,
@@ -99,12 +99,12 @@ class ACMEProtocol:
             self._authorizations,
             self._terms,
             limits=limits,
-            failures=failures,
+            failures=self._failures,
         )
         self._issued = IssuedCertificates(services, urls, self._orders, self._authorizations)
         self._predecessors = Predecessors(services)
         validator = Validator(services.settings, services.clock)
-        self._attempts = Attempts(services, urls, validator, failures)
+        self._attempts = Attempts(services, urls, validator, self._failures)
         self._tidying = Tidying(services)
 
     def application(self) -> web.Application:
@@ -117,7 +117,11 @@ class ACMEProtocol:
         """Make attempts at challenges, and forget what is over."""
         services = self._services
         tidying = Duty("acme-tidying", SECONDS, lambda: services.run(self._tidying.tidy))
-        return (self._attempts.run_forever(), services.duties.perform(tidying))
+        report = Duty(
+            "acme-paused", SECONDS, lambda: services.run(self._failures.report), alone=False
+        )
+        duties = (services.duties.perform(duty) for duty in (tidying, report))
+        return (self._attempts.run_forever(), *duties)
 
     # -- from path to operation ------------------------------------------------------------------
 

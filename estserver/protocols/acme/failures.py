@@ -43,6 +43,10 @@ class Failures:
         self._store = store
         self._pause_after = pause_after
 
+    def report(self) -> None:
+        """Tell the metrics of this worker how many orders are paused."""
+        paused_orders.set(self._store.read(failure_records.count_paused))
+
     def require_unpaused(self, account: Account, identifiers: Sequence[Identifier]) -> None:
         """Raise TooManyAttempts if this order of this account is paused."""
         order = name_order(identifiers)

@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 
 from estserver.protocols import Services
 from estserver.protocols.acme import authorization_records, failure_records, records
-from estserver.protocols.acme.failures import paused_orders
 from estserver.store import Transaction
 
 SECONDS = 60
@@ -34,7 +33,6 @@ class Tidying:
         store.write(records.forget_nonces)
         until = self._services.clock.now() - self._retention
         store.write(lambda tx: failure_records.forget_before(tx, until))
-        paused_orders.set(store.read(failure_records.count_paused))
         since = self._done_until
 
         def orders(tx: Transaction) -> int:

@@ -7,6 +7,7 @@ import pytest
 import sqlalchemy as sa
 
 from estserver.protocols.acme import records, tables
+from estserver.protocols.acme.failures import Failures
 from estserver.protocols.acme.tidying import Tidying
 from tests.live import Live
 from tests.protocols.acme.wire import Client, b64, registered
@@ -108,12 +109,13 @@ def test_the_metric_counts_what_is_paused(live: Live) -> None:
     for _ in range(12):
         client.order(_NAMES[1])
         live.clock.advance(timedelta(hours=12))
-    Tidying(live.server.services).tidy()
+    failures = Failures(live.core.store, timedelta(days=5))
+    failures.report()
     metrics = live.request("GET", "/metrics", listener="management").body.decode()
     assert "estserver_acme_paused_orders 1.0" in metrics
     # What nobody has tried for long is forgotten with the orders.
     live.clock.advance(timedelta(days=100))
-    for _ in range(2):
-        Tidying(live.server.services).tidy()
+    Tidying(live.server.services).tidy()
+    failures.report()
     metrics = live.request("GET", "/metrics", listener="management").body.decode()
     assert "estserver_acme_paused_orders 0.0" in metrics
