@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
 
 from estserver.core import Core
+from estserver.journal import Reading
 from estserver.store import Transaction, audit_checks
 from estserver.store import crls as published
 from estserver.store.tables import (
@@ -40,6 +41,7 @@ def violations(core: Core, received: Iterable[bytes]) -> list[str]:
     def judge(tx: Transaction) -> list[str]:
         return [
             *_delivered_is_stored(tx, ders),
+            *_stored_is_journalled(core, tx),
             *_units_are_kept(tx),
             *_serials_are_unique(tx),
             *_crl_numbers_grow(tx),
@@ -64,6 +66,22 @@ def _delivered_is_stored(tx: Transaction, ders: list[bytes]) -> Iterator[str]:
             yield f"I1: a client holds certificate {serial:x}, the database does not"
         elif bytes(row.der) != der:
             yield f"I1: certificate {serial:x} is stored with other bytes"
+
+
+def _stored_is_journalled(core: Core, tx: Transaction) -> Iterator[str]:
+    """Whatever the database has, and so whatever can be delivered, stands in the journal."""
+    kept = core.settings.journal.path
+    if kept is None or not core.settings.path(kept).exists():
+        return
+    told = {
+        line.entry.octets("der")
+        for line in Reading(core.settings.path(kept))
+        if line.entry.kind == "certificate"
+    }
+    query = sa.select(certificate_bytes.c.enrollment, certificate_bytes.c.der)
+    for row in tx.connection.execute(query.where(certificate_bytes.c.der.is_not(None))):
+        if bytes(row.der) not in told:
+            yield f"I1: the certificate of enrollment {row.enrollment} is not in the journal"
 
 
 def _units_are_kept(tx: Transaction) -> Iterator[str]:
