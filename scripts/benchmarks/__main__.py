@@ -111,7 +111,7 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "took_seconds": round(time.monotonic() - begun),
         "expected_seconds": round(expected),
         "machine": machine,
-        "extent": {name: getattr(extent, name) for name in Extent.__slots__},
+        "extent": asdict(extent),
         "results": results,
         "absent": course.absent,
         "broken": course.broken,

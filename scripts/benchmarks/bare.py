@@ -62,7 +62,7 @@ def _nginx(course: Course, stack: ExitStack) -> list[Measurement]:
             bare_nginx(course.folder / "nginx", course.pki, course.cores.server)
         )
     except Absent as reason:
-        course.absent["nginx"] = str(reason)
+        course.absent["bare TLS by nginx"] = str(reason)
         return []
     (csr,) = course.supply.take(1)
     request = enrollment(csr, "0000000000:00000-00000-00000")

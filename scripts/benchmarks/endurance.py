@@ -111,7 +111,7 @@ def _killed(course: Course, instance: Instance) -> list[x509.Certificate]:
     with ExitStack() as stack:
         served = serve(course, stack, instance)
         warm_up(course, served)
-        csrs = course.supply.take(int(served.per_second * _KILL_AFTER_SECONDS * 2))
+        csrs = course.supply.take(served.expected(_KILL_AFTER_SECONDS * 2))
         items = tuple(enrollment(csr, served.credentials) for csr in csrs)
         load = Load(served.target, ask, items, 64, keep_alive=True, seconds=60)
         wait = course.generator.begin(load)

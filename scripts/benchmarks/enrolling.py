@@ -1,6 +1,5 @@
 """EST under load: new and kept connections, both databases, one worker and two, behind a front."""
 
-import base64
 import shutil
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -8,9 +7,7 @@ from functools import partial
 from importlib.util import find_spec
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from scripts.benchmarks.course import Course, Figures, Measurement
 from scripts.benchmarks.dialogues import ask, enrollment, reenrollment
@@ -18,6 +15,7 @@ from scripts.benchmarks.generator import Load, Target
 from scripts.benchmarks.instances import (
     Instance,
     credentials,
+    make_csr,
     make_csrs,
     make_instance,
     require_chain,
@@ -28,7 +26,7 @@ from scripts.benchmarks.pki import write_holder
 from scripts.benchmarks.postgresql import cluster, main_process, server_programs
 
 _UNITS = 1_000_000
-_GUESS_PER_SECOND = 1500
+_AT_LEAST = 256
 _WARM = 32
 _SINGLE_USE_AT_MOST = 2000
 _HOLDERS = 16
@@ -39,7 +37,8 @@ _KINDS = (("fresh", 16), ("kept", 16), ("kept", 64))
 class Served:
     """A server to load, and what is known of it.
 
-    `roots`: the processes whose trees make up the server; `cores`: where they run.
+    `roots`: the processes whose trees make up the server; `cores`: where they run. `per_second`:
+    so many enrollments, or a few more, are to be expected.
     """
 
     instance: Instance
@@ -47,9 +46,12 @@ class Served:
     roots: tuple[int, ...]
     cores: tuple[int, ...]
     credentials: str
-    start_seconds: float
     enrolled: int = 0
-    per_second: float = _GUESS_PER_SECOND
+    per_second: float = 0.0
+
+    def expected(self, seconds: float) -> int:
+        """Return how many requests to make for a load, so that they do not run out."""
+        return int(self.per_second * seconds * 1.5) + _AT_LEAST
 
 
 def enroll(
@@ -62,7 +64,7 @@ def enroll(
     single_use: bool = False,
 ) -> Figures:
     """Enroll new keys for the seconds of a load; check every certificate after the clock."""
-    count = int(served.per_second * course.extent.seconds * 1.5) + connections
+    count = served.expected(course.extent.seconds)
     if single_use:
         count = min(count, _SINGLE_USE_AT_MOST)
         invited = served.instance.invite("device", count, device_id="bench")
@@ -77,8 +79,7 @@ def enroll(
     for index, body in outcome.results:
         course.checker.check(csrs[index], body)
     served.enrolled += len(outcome.results)
-    if not single_use:
-        served.per_second = max(figures["per_second"], served.per_second / 2)
+    served.per_second = max(figures["per_second"], served.per_second)
     return figures
 
 
@@ -90,7 +91,7 @@ def serve(
     workers: int = 1,
     beside: tuple[int, ...] = (),
 ) -> Served:
-    """Serve an instance and enroll a little, so that nothing is done for the first time later.
+    """Serve an instance, with an invitation for as many devices as there will be.
 
     `beside`: other processes whose time is the server's, such as the database.
     """
@@ -106,12 +107,11 @@ def serve(
         (running.child.pid, *beside),
         cores,
         credentials(handover),
-        running.start_seconds,
     )
 
 
 def warm_up(course: Course, served: Served) -> Served:
-    """Verify the server's chain once, enroll a little, return the server."""
+    """Verify the server's chain once and enroll a little, so that nothing later is the first."""
     require_chain(served.target)
     csrs = course.supply.take(_WARM)
     items = tuple(enrollment(csr, served.credentials) for csr in csrs)
@@ -219,11 +219,7 @@ def _holders(course: Course, served: Served) -> tuple[Served, str]:
     folder = course.folder / "holders"
     folder.mkdir()
     keys = [ec.generate_private_key(ec.SECP256R1()) for _ in range(_HOLDERS)]
-    builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
-    csrs = [
-        base64.b64encode(builder.sign(key, hashes.SHA256()).public_bytes(Encoding.DER))
-        for key in keys
-    ]
+    csrs = [make_csr(key) for key in keys]
     items = tuple(enrollment(csr, served.credentials) for csr in csrs)
     load = Load(served.target, ask, items, 4, keep_alive=True, seconds=60)
     outcome, _ = course.drive("holders", load, served.roots, served.cores)
@@ -239,7 +235,7 @@ def _holders(course: Course, served: Served) -> tuple[Served, str]:
 
 
 def _renew(course: Course, served: Served, subject: str, name: str, *, keep_alive: bool) -> Figures:
-    csrs = make_csrs(int(_GUESS_PER_SECOND * course.extent.seconds), subject=subject)
+    csrs = make_csrs(served.expected(course.extent.seconds), subject=subject)
     items = tuple(map(reenrollment, csrs))
     load = Load(served.target, ask, items, 16, keep_alive, course.extent.seconds)
     outcome, figures = course.drive(name, load, served.roots, served.cores)
@@ -248,36 +244,30 @@ def _renew(course: Course, served: Served, subject: str, name: str, *, keep_aliv
     return figures
 
 
-def fronts(course: Course, stack: ExitStack) -> list[Measurement]:
-    """Behind HAProxy and nginx, set up by the examples in conf/."""
+def behind_front(name: str, course: Course, stack: ExitStack) -> list[Measurement]:
+    """Behind a proxy, set up by its example in conf/; `name`: haproxy or nginx."""
     # The tests adapt the examples; whoever has no tests has no examples to measure either.
     from tests.interop.fronts import Front, behind  # noqa: PLC0415
     from tests.live import Live, MovableClock  # noqa: PLC0415
 
-    measurements = []
-    for name in ("haproxy", "nginx"):
-        program(name, "nginx-light" if name == "nginx" else name)
-        folder = course.folder / f"front-{name}"
-        folder.mkdir()
-        folder.chmod(0o755)
-        instance = make_instance(
-            course.folder / f"behind-{name}",
-            change=partial(behind, name=name, folder=folder),
-        )
-        shutil.copy(course.pki.server, folder / "tls.pem")
-        shutil.copy(course.pki.server, folder / "tls.key")
-        issuing = (instance.directory / "ca/issuing.crt").read_bytes()
-        (folder / "clients.pem").write_bytes(issuing + instance.root.read_bytes())
-        served = serve(course, stack, instance)
-        front = Front(name, Live(instance.directory, instance.settings, MovableClock()), folder)
-        stack.callback(front.stop)
-        front.start()
-        assert front.child is not None
-        pin(front.child.pid, served.cores)
-        served.roots = (*served.roots, front.child.pid)
-        served.target = replace(served.target, root=course.pki.root)
-        warm_up(course, served)
-        measurements += _enrolling(
-            course, served, f"est behind {name}", ("fresh", 16), ("kept", 16)
-        )
-    return measurements
+    program(name, "nginx-light" if name == "nginx" else name)
+    folder = course.folder / f"front-{name}"
+    folder.mkdir()
+    folder.chmod(0o755)
+    instance = make_instance(
+        course.folder / f"behind-{name}", change=partial(behind, name=name, folder=folder)
+    )
+    shutil.copy(course.pki.server, folder / "tls.pem")
+    shutil.copy(course.pki.server, folder / "tls.key")
+    issuing = (instance.directory / "ca/issuing.crt").read_bytes()
+    (folder / "clients.pem").write_bytes(issuing + instance.root.read_bytes())
+    served = serve(course, stack, instance)
+    front = Front(name, Live(instance.directory, instance.settings, MovableClock()), folder)
+    stack.callback(front.stop)
+    front.start()
+    assert front.child is not None
+    pin(front.child.pid, served.cores)
+    served.roots = (*served.roots, front.child.pid)
+    served.target = replace(served.target, root=course.pki.root)
+    warm_up(course, served)
+    return _enrolling(course, served, f"est behind {name}", ("fresh", 16), ("kept", 16))

@@ -49,6 +49,7 @@ _CALLS = 100
 _CALLS_LEAST = 5
 _ASKING_SECONDS = 2
 _PAGE = 50
+_SOON = timedelta(days=30)
 _ASKED_AGAIN = 16
 _OCSP_PER_SECOND = 12000
 _BULK = 10_000
@@ -88,7 +89,6 @@ def lists(course: Course, _: ExitStack) -> list[Measurement]:
 
 
 Question = Callable[[Transaction, Large, int], object]
-_soon = timedelta(days=30)
 
 # Every query that the data could make slow belongs here: `list` for what commands, pages and doors
 # ask while somebody waits, `duty` for what the server asks itself again and again.
@@ -107,7 +107,7 @@ _QUESTIONS: dict[str, Question] = {
         tx, state=CertificateState.EXPIRED, limit=_PAGE
     ),
     "list expiring certificates": lambda tx, large, n: certificates.page(
-        tx, expiring_before=tx.now + _soon, before=large.enrollment(n), limit=_PAGE
+        tx, expiring_before=tx.now + _SOON, before=large.enrollment(n), limit=_PAGE
     ),
     "list by serial": lambda tx, large, n: certificates.by_serial(tx, large.serial(n)),
     "list by SHA-256": lambda tx, large, n: certificates.by_sha256(tx, large.digest(n)),

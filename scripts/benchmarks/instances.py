@@ -7,7 +7,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -174,18 +174,22 @@ def credentials(handover: Handover) -> str:
 # -- CSRs and what came of them --------------------------------------------------------------------
 
 
-def make_csrs(count: int, *, subject: str = "", names: Iterable[str] = ()) -> list[bytes]:
-    """Make base64 CSRs, each with a P-256 key of its own."""
+def make_csr(
+    key: ec.EllipticCurvePrivateKey, *, subject: str = "", names: Sequence[str] = ()
+) -> bytes:
+    """Make a CSR, base64; `subject` is its CN, `names` are host names."""
     alternative = [x509.DNSName(name) for name in names]
     common_name = [x509.NameAttribute(x509.NameOID.COMMON_NAME, subject)] if subject else []
     builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name(common_name))
     if alternative:
         builder = builder.add_extension(x509.SubjectAlternativeName(alternative), critical=False)
+    return base64.b64encode(builder.sign(key, hashes.SHA256()).public_bytes(Encoding.DER))
+
+
+def make_csrs(count: int, *, subject: str = "", names: Sequence[str] = ()) -> list[bytes]:
+    """Make CSRs, each with a P-256 key of its own."""
     keys = (ec.generate_private_key(ec.SECP256R1()) for _ in range(count))
-    return [
-        base64.b64encode(builder.sign(key, hashes.SHA256()).public_bytes(Encoding.DER))
-        for key in keys
-    ]
+    return [make_csr(key, subject=subject, names=names) for key in keys]
 
 
 def certificates_in(body: bytes) -> list[x509.Certificate]:

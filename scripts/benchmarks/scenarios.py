@@ -1,6 +1,7 @@
 """The scenarios of a run, in the order in which it goes through them."""
 
 from collections.abc import Callable
+from functools import partial
 
 from scripts.benchmarks import bare, doors, endurance, enrolling, growth
 from scripts.benchmarks.course import Extent, Scenario
@@ -42,7 +43,8 @@ SCENARIOS = (
         enrolling.workers_postgresql,
         _loads(3, 7),
     ),
-    Scenario("fronts", "behind HAProxy and nginx", enrolling.fronts, _loads(4, 6)),
+    Scenario("haproxy", "behind HAProxy", partial(enrolling.behind_front, "haproxy"), _loads(2, 3)),
+    Scenario("nginx", "behind nginx", partial(enrolling.behind_front, "nginx"), _loads(2, 3)),
     Scenario("web", "the wizard", doors.web, _loads(3)),
     Scenario("acme", "ACME orders", doors.acme, _loads(1, 5)),
     Scenario("pebble", "ACME orders of pebble", doors.acme_peer, _loads(1, 5)),
