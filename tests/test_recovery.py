@@ -319,12 +319,15 @@ def test_everything_is_verified_each_day_and_after_a_restore_or_an_upgrade(
     def steal_history(tx: Transaction) -> None:
         unguard_audit(tx.connection)
         tx.connection.exec_driver_sql("DELETE FROM audit_events WHERE event = 'certificate.issued'")
+        tx.connection.exec_driver_sql("UPDATE certificate_bytes SET der = substr(der, 1, 100)")
 
     live.core.store.write(steal_history)
     monkeypatch.setattr(verification, "version", lambda _: "100")
     found = verify_due(live.core, ORIGIN)
     assert found is not None
-    assert found.problems
+    said = "\n".join(found.problems)
+    assert said.count("its bytes are no certificate") == found.certificates
+    assert "audit row" in said
     metrics = live.request("GET", "/metrics", listener="management").body.decode()
     told = [line for line in metrics.splitlines() if "verification_problems" in line]
     assert float(told[-1].split()[-1]) == len(found.problems)

@@ -147,7 +147,7 @@ class _Check:
         elif digest({**row._mapping, "previous": bytes(row.previous)}) != bytes(row.hash):  # noqa: SLF001 - public in SQLAlchemy
             yield f"audit row {name}: content does not match its hash"
         elif row.event == PURGE:
-            self.erasable = max(self.erasable, json.loads(row.detail)["through"])
+            self.erasable = max(self.erasable, int(json.loads(row.detail).get("through", 0)))
         yield from self._link(row, name)
         self.last[row.writer] = (row.seq, bytes(row.hash))
         if name in self.wanted:
