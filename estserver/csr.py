@@ -16,7 +16,10 @@ from hashlib import sha256
 from typing import Annotated
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat import asn1
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from estserver.csr_body import MAX_CSR_BYTES, Form, decode_body, form_of
@@ -27,7 +30,6 @@ from estserver.public_keys import (
     ALLOWED_KEYS,
     P256_KEY,
     KeyDescription,
-    PublicKeyInfo,
     allows,
     blocklist_installed,
     check_key,
@@ -94,6 +96,8 @@ _PSS_HASHES = frozenset(
     {"2.16.840.1.101.3.4.2.1", "2.16.840.1.101.3.4.2.2", "2.16.840.1.101.3.4.2.3"}
 )
 
+_SHA256 = ec.ECDSA(hashes.SHA256())
+_ECDSA_WITH_SHA256 = bytes.fromhex("300a06082a8648ce3d040302")
 _SET_TAG = b"\x31"
 
 
@@ -208,11 +212,12 @@ def read_csr(body: bytes) -> CSR:
         request = asn1.decode_der(_Request, der)
         asked = _read_info(der, request.info)
         spki = asn1.encode_der(request.info.public_key)
-        public_key = read_key(asn1.decode_der(PublicKeyInfo, spki), spki)
-        _check_signature_algorithm(request.signature_algorithm)
-        if not x509.load_der_x509_csr(der).is_signature_valid:
+        public_key = read_key(spki)
+        if not _is_signed(der, public_key, request.signature_algorithm):
             raise BadCSR("The signature of the request does not verify with the key inside it.")
-        spki = public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        if not spki.startswith(P256_KEY):
+            # Other points may have come compressed, parameters in more than one form.
+            spki = public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
         return CSR(
             der=der,
             subject=asked.subject,
@@ -263,6 +268,21 @@ def _wall() -> Iterator[None]:
     # the parsers raise: ValueError, TypeError, InvalidVersion, UnsupportedAlgorithm, ...
     except BaseException as error:
         raise BadCSR("The request is not one well-formed PKCS#10 in DER.") from error
+
+
+def _is_signed(der: bytes, public_key: PublicKey, algorithm: asn1.TLV) -> bool:
+    """Tell whether a request is signed with its key. Raises BadCSR: by an algorithm not allowed."""
+    request = x509.load_der_x509_csr(der)
+    ecdsa = asn1.encode_der(algorithm) == _ECDSA_WITH_SHA256
+    if not ecdsa or not isinstance(public_key, ec.EllipticCurvePublicKey):
+        _check_signature_algorithm(algorithm)
+        return request.is_signature_valid
+    try:
+        # The same as is_signature_valid, which would build the key once more.
+        public_key.verify(request.signature, request.tbs_certrequest_bytes, _SHA256)
+    except InvalidSignature:
+        return False
+    return True
 
 
 def _check_signature_algorithm(value: asn1.TLV) -> None:

@@ -50,6 +50,7 @@ __all__ = [
 ]
 
 _MAX_ATTRIBUTE = 255
+_EMPTY_NAME = b"\x30\x00"
 
 # Names for messages, and the upper bounds of RFC 5280 Appendix A.1.
 _ATTRIBUTES = {
@@ -150,6 +151,8 @@ def read_name(der: bytes, what: str = "subject") -> x509.Name:
     `der`: DER, one Name. The empty Name is fine.
     Raises BadInput: not a Name, a value that is not clean text, a bound exceeded.
     """
+    if der == _EMPTY_NAME:
+        return x509.Name([])
     try:
         sequence = asn1.decode_der(_RDNSequence, wrap(asn1.decode_der(asn1.TLV, der)))
         # Checked before x509.Name is built: that would warn, not refuse, outside the bounds.

@@ -116,12 +116,12 @@ class KeyDescription:
 def describe_key(public_key: PublicKey) -> KeyDescription:
     """Name the family and size of a key. Raises KeyNotAllowed: a curve outside the allow-list."""
     match public_key:
-        case rsa.RSAPublicKey():
-            return KeyDescription("rsa", public_key.key_size)
         case ec.EllipticCurvePublicKey():
             if public_key.curve.name not in _FAMILIES:
                 raise _not_allowed(f"The curve {public_key.curve.name}")
             return KeyDescription(*_FAMILIES[public_key.curve.name])
+        case rsa.RSAPublicKey():
+            return KeyDescription("rsa", public_key.key_size)
         case ed25519.Ed25519PublicKey():
             return KeyDescription("ed25519", 256)
 
@@ -143,17 +143,20 @@ def check_key(public_key: PublicKeyTypes) -> KeyDescription:
     Raises KeyNotAllowed: type, size, exponent or curve outside the allow-list, or known weak.
     """
     spki = public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    return describe_key(read_key(asn1.decode_der(PublicKeyInfo, spki), spki))
+    return describe_key(read_key(spki))
 
 
-def read_key(info: PublicKeyInfo, spki: bytes) -> PublicKey:
-    """Build the key of `info` once the allow-list has let it pass, and look for weaknesses.
+def read_key(spki: bytes) -> PublicKey:
+    """Build a key once the allow-list has let it pass, and look for weaknesses.
 
-    `spki`: DER, the same SubjectPublicKeyInfo.
+    `spki`: one SubjectPublicKeyInfo; ValueError unless it is DER.
     Raises KeyNotAllowed: as `check_key`, or numbers that are no key, such as a point off its curve.
     """
+    # The commonest kind is known by its first octets; what follows them is the point.
+    info = None if spki.startswith(P256_KEY) else asn1.decode_der(PublicKeyInfo, spki)
     try:
-        _check_algorithm(info)
+        if info is not None:
+            _check_algorithm(info)
         key = load_der_public_key(spki)
     except (ValueError, TypeError, IndexError, UnsupportedAlgorithm) as error:
         raise KeyNotAllowed(f"The public key is not well-formed. Use {ALLOWED_KEYS}.") from error

@@ -703,7 +703,7 @@ def test_a_panic_or_any_other_exception_of_a_library_becomes_a_refusal(
 def test_a_broken_installation_is_our_fault_and_not_a_refusal(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def fail(_info: object, _spki: bytes) -> None:
+    def fail(_spki: bytes) -> None:
         raise ConfigurationError("The data files of badkeys cannot be read.")
 
     monkeypatch.setattr(csr_module, "read_key", fail)

@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
+from typing import Any
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa, utils
+from cryptography.hazmat.primitives.asymmetric import ec, padding, utils
 from cryptography.x509.oid import AuthorityInformationAccessOID, NameOID
 
 from estserver.ca.keys import PrivateKey, generate_key, key_type_of
@@ -92,6 +93,14 @@ def sign_bytes(key: PrivateKey, tbs: bytes) -> tuple[bytes, bytes]:
     return _ALGORITHMS[key_type_of(key)], signature
 
 
+def _scheme(key: PrivateKey, algorithm: hashes.HashAlgorithm) -> tuple[Any, ...]:
+    """Return what `sign` and `verify` want to know besides the digest."""
+    hashed = utils.Prehashed(algorithm)
+    if isinstance(key, ec.EllipticCurvePrivateKey):
+        return (ec.ECDSA(hashed),)
+    return padding.PKCS1v15(), hashed
+
+
 class Issuer:
     """One issuing CA. `chain` is its certificate first, the root last."""
 
@@ -115,7 +124,10 @@ class Issuer:
         if key.public_key() != chain[0].public_key():
             raise ConfigurationError(f"issuer {name}: key and certificate do not belong together")
         self._key_type = key_type_of(key)
-        self._public_key = chain[0].public_key()
+        # Of the type that `keys` can load, hence one whose signatures this scheme makes.
+        self._public_key: Any = chain[0].public_key()
+        self._hash = signature_hash(key)
+        self._scheme = _scheme(key, self._hash)
         self._templates: dict[Kind, Template] = {}
         self._templating = threading.Lock()
         try:
@@ -212,9 +224,10 @@ class Issuer:
         """
         if draft.issuer != self.name:
             raise Fault(f"a draft of issuer {draft.issuer} came to issuer {self.name}")
-        algorithm, signature = sign_bytes(self._key, draft.tbs)
-        certificate = _certificate(draft.tbs, algorithm, signature)
-        if not self._verifies(_digest([draft.tbs], signature_hash(self._key)), signature):
+        digest = self._digest([draft.tbs])
+        signature = self._sign(digest)
+        certificate = _certificate(draft.tbs, self.algorithm, signature)
+        if not self._verifies(digest, signature):
             raise Fault(f"issuer {self.name}: the signature just made does not verify")
         signed = x509.load_der_x509_certificate(certificate)
         if list(elements(content_of(draft.tbs)))[_ISSUER_AT] != self._own_name:
@@ -234,41 +247,33 @@ class Issuer:
         Returns the signature. Raises Fault: it does not verify.
         RFC 5280 §5.1.
         """
-        digest = _digest(tbs, signature_hash(self._key))
-        hashed = utils.Prehashed(signature_hash(self._key))
-        if isinstance(self._key, ec.EllipticCurvePrivateKey):
-            signature = self._key.sign(digest, ec.ECDSA(hashed))
-        else:
-            signature = self._key.sign(digest, padding.PKCS1v15(), hashed)
+        digest = self._digest(tbs)
+        signature = self._sign(digest)
         if not self._verifies(digest, signature):
             raise Fault(f"issuer {self.name}: the CRL just signed does not verify")
         return signature
 
     def vouches_for(self, tbs: Iterable[bytes], signature: bytes) -> bool:
         """Tell whether `signature` is ours over these pieces."""
-        return self._verifies(_digest(tbs, signature_hash(self._key)), signature)
+        return self._verifies(self._digest(tbs), signature)
+
+    def _digest(self, pieces: Iterable[bytes]) -> bytes:
+        """Hash what may be 50 MB without joining it; hashlib lets other threads run meanwhile."""
+        digest = hashlib.new(self._hash.name)
+        for piece in pieces:
+            digest.update(piece)
+        return digest.digest()
+
+    def _sign(self, digest: bytes) -> bytes:
+        signature: bytes = self._key.sign(digest, *self._scheme)
+        return signature
 
     def _verifies(self, digest: bytes, signature: bytes) -> bool:
-        key = self._public_key
-        hashed = utils.Prehashed(signature_hash(self._key))
         try:
-            if isinstance(key, ec.EllipticCurvePublicKey):
-                key.verify(signature, digest, ec.ECDSA(hashed))
-            elif isinstance(key, rsa.RSAPublicKey):
-                key.verify(signature, digest, padding.PKCS1v15(), hashed)
-            else:
-                return False
+            self._public_key.verify(signature, digest, *self._scheme)
         except InvalidSignature:
             return False
         return True
-
-
-def _digest(pieces: Iterable[bytes], algorithm: hashes.HashAlgorithm) -> bytes:
-    """Hash what may be 50 MB without joining it; hashlib lets other threads run meanwhile."""
-    digest = hashlib.new(algorithm.name)
-    for piece in pieces:
-        digest.update(piece)
-    return digest.digest()
 
 
 def unsigned(tbs: bytes) -> x509.Certificate:
