@@ -43,6 +43,8 @@ FIELDS = frozenset(
 )
 EVENT: web.RequestKey[dict[str, object]] = web.RequestKey("event", dict)
 REFERENCE: web.RequestKey[str] = web.RequestKey("reference", str)
+QUIET: web.RequestKey[bool] = web.RequestKey("quiet", bool)
+"""Set where the same answer goes out by the thousand: it is counted, and its line is for debug."""
 
 registry = CollectorRegistry()
 requests_total = Counter(
@@ -215,7 +217,8 @@ def _finish(request: web.Request, event: dict[str, object], status: int, started
     outcome = str(event["outcome"])
     requests_total.labels(via, operation, str(event["label"]), outcome).inc()
     request_seconds.labels(via, operation).observe(seconds)
-    log.info(
+    tell = log.debug if QUIET in request else log.info
+    tell(
         "request.answered",
         request_id=request[REFERENCE],
         method=request.method,

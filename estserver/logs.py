@@ -67,7 +67,9 @@ def _bounded(value: object) -> object:
         return value
     limit = _MAX_VALUE * 8 if value.startswith("Traceback") else _MAX_VALUE
     cut = value if len(value) <= limit else value[:limit] + "…"
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in cut)
+    return (
+        cut if cut.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in cut)
+    )
 
 
 class _Malformed(logging.Filter):

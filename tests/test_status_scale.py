@@ -19,6 +19,7 @@ from estserver.model import KeyType
 from estserver.status import StatusAuthority, StatusWatch
 from estserver.store import crls
 from estserver.store.tables import crl_entries
+from estserver.store.tables import crls as crl_table
 from tests.status_driver import (
     LIFETIME,
     FickleKey,
@@ -133,6 +134,22 @@ def test_a_damaged_list_is_never_given_and_made_anew(make_house: Callable[..., H
     assert healed.number == published.number + 1
     assert len(parsed(healed.der)) == 100
     assert house.status.crl("issuing").der == healed.der
+
+
+def test_a_crl_of_an_older_release_is_served_until_the_next_one_is_made(
+    make_house: Callable[..., House],
+) -> None:
+    house = make_house()
+    _, enrollment = house.issue("host")
+    house.revoke(enrollment)
+    published = house.status.publish("issuing")
+    old = {"head": published.der, "tail": b"", "generation": 0, "entries_size": 0}
+    house.store.write(lambda tx: tx.change(sa.update(crl_table).values(number=41, **old)))
+    upgraded = house.another_process()
+    assert upgraded.crl("issuing").der == published.der
+    renewed = upgraded.publish("issuing")
+    assert renewed.number == 42
+    assert len(parsed(renewed.der)) == 1
 
 
 # -- shards and deltas -----------------------------------------------------------------------------

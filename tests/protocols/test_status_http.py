@@ -20,6 +20,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
 from cryptography.x509 import ocsp
+from structlog.testing import capture_logs
 
 from estserver import http
 from estserver.errors import Error
@@ -221,6 +222,23 @@ async def test_rfc5019_6_2_an_answer_to_get_may_be_cached_for_seconds_only(site:
     head = await site.fetch("HEAD", path)
     assert (head.status, head.body) == (200, b"")
     assert int(head.headers["Content-Length"]) > 100
+
+
+async def test_an_answer_given_again_is_counted_and_its_line_is_for_debug(site: Site) -> None:
+    certificate, _ = await site.issue("host")
+    asked = question(certificate, site.house.certificate())
+
+    def counted() -> float:
+        labels = {"via": "status", "operation": "ocsp", "label": "", "outcome": "ok"}
+        return http.registry.get_sample_value("estserver_requests_total", labels) or 0
+
+    before = counted()
+    with capture_logs() as lines:
+        answers = [await site.fetch("POST", "/ocsp", asked, REQUEST) for _ in range(3)]
+    assert len({answer.body for answer in answers}) == 1
+    assert counted() == before + 3
+    levels = [line["log_level"] for line in lines if line["event"] == "request.answered"]
+    assert levels == ["info", "debug", "debug"]
 
 
 async def test_post_is_never_cached(site: Site) -> None:
