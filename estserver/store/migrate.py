@@ -17,7 +17,7 @@ from estserver.errors import ConfigurationError
 from estserver.store.engine import Store
 from estserver.store.tables import compatibility
 
-OLDEST = "0004"
+OLDEST = "0006"
 """The schema of the oldest program that works with the newest schema.
 
 Raise it together with a migration that takes away what an older program uses.
