@@ -1,8 +1,8 @@
 """Commands about what is in the database: invitations, enrollments, certificates."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import IO
+from typing import IO, TypeVar
 
 import click
 from cryptography import x509
@@ -32,7 +32,7 @@ from estserver.model import (
     Invitation,
 )
 from estserver.store import certificates as certificate_rows
-from estserver.store import outbox
+from estserver.store import outbox, search
 
 # -- mail ------------------------------------------------------------------------------------------
 
@@ -59,23 +59,43 @@ def mail_out(core: Core, invitation: Invitation) -> None:
 # -- invitations -----------------------------------------------------------------------------------
 
 
+T = TypeVar("T")
+_MOST_FOUND = 1000
+_search = click.option(
+    "--search",
+    "search_for",
+    metavar="TEXT",
+    help="Those whose name, a word of it, address, device id or host name begins so.",
+)
+
+
+def _searched(core: Core, find: Callable[..., list[T]], prefix: str, limit: int | None) -> list[T]:
+    return core.store.read(lambda tx: find(tx, prefix, limit=limit or _MOST_FOUND))
+
+
 @click.group()
 def invitations() -> None:
     """List, show, change and end registrations."""
 
 
 @invitations.command("list")
+@_search
 @LIMIT
 @JSON
 @click.pass_obj
-def list_invitations(operator: Operator, *, limit: int | None, as_json: bool) -> None:
+def list_invitations(
+    operator: Operator, *, search_for: str | None, limit: int | None, as_json: bool
+) -> None:
     """List invitations, newest first."""
     with operator.core() as core:
 
         def page(last: Invitation | None, size: int) -> Sequence[Invitation]:
             return core.invitations.page(None if last is None else last.number, size)
 
-        found = collect(page, limit, as_json=as_json)
+        if search_for is None:
+            found = collect(page, limit, as_json=as_json)
+        else:
+            found = _searched(core, search.registrations_like, search_for, limit)
         now = core.clock.now()
     rows = [{**invitation_row(one, now), "label": one.label} for one in found]
     columns = Columns(
@@ -89,7 +109,9 @@ def list_invitations(operator: Operator, *, limit: int | None, as_json: bool) ->
             "Max": "max",
             "Expires": "expires",
         },
-        "There are no invitations yet: make one with `estserver invite`.",
+        f"Nothing begins with {search_for}."
+        if search_for
+        else "There are no invitations yet: make one with `estserver invite`.",
     )
     print_rows(rows, columns, as_json=as_json)
 
@@ -264,6 +286,7 @@ def certificates() -> None:
 @certificates.command("list")
 @click.option("--state", type=click.Choice([state.value for state in CertificateState]))
 @click.option("--expiring", type=DURATION, help="Valid now, but no longer after this time.")
+@_search
 @LIMIT
 @JSON
 @click.pass_obj
@@ -272,26 +295,32 @@ def list_certificates(
     *,
     state: str | None,
     expiring: timedelta | None,
+    search_for: str | None,
     limit: int | None,
     as_json: bool,
 ) -> None:
     """List certificates, newest first."""
     wanted = None if state is None else CertificateState(state)
+    if search_for is not None and (state or expiring):
+        raise click.UsageError("--search stands by itself: without --state and --expiring")
     with operator.core() as core:
         now = core.clock.now()
-        found = collect(
-            lambda last, size: core.store.read(
-                lambda tx: certificate_rows.page(
-                    tx,
-                    state=wanted,
-                    expiring_before=None if expiring is None else now + expiring,
-                    before=None if last is None else last.enrollment,
-                    limit=size,
-                )
-            ),
-            limit,
-            as_json=as_json,
-        )
+        if search_for is not None:
+            found = _searched(core, search.certificates_like, search_for, limit)
+        else:
+            found = collect(
+                lambda last, size: core.store.read(
+                    lambda tx: certificate_rows.page(
+                        tx,
+                        state=wanted,
+                        expiring_before=None if expiring is None else now + expiring,
+                        before=None if last is None else last.enrollment,
+                        limit=size,
+                    )
+                ),
+                limit,
+                as_json=as_json,
+            )
     columns = Columns(
         {
             "Serial": "serial",
@@ -302,7 +331,7 @@ def list_certificates(
             "Until": "not_after",
         },
         "There are no such certificates."
-        if state or expiring
+        if state or expiring or search_for
         else "There are no certificates yet: invite somebody with `estserver invite`.",
     )
     print_rows([certificate_row(one, now) for one in found], columns, as_json=as_json)

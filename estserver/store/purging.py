@@ -23,6 +23,7 @@ from estserver.store.tables import (
     enrollments,
     invitations,
     outbox,
+    search_terms,
 )
 
 PURGED = "(purged)"
@@ -129,6 +130,7 @@ def purge_registrations(tx: Transaction, numbers: Sequence[str]) -> None:
         )
     )
     tx.change(sa.delete(outbox).where(outbox.c.invitation.in_(numbers)))
+    tx.change(sa.delete(search_terms).where(search_terms.c.number.in_(numbers)))
 
 
 def purge_mail(tx: Transaction, *, before: datetime) -> int:

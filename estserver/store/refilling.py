@@ -15,6 +15,7 @@ from cryptography import x509
 from estserver.model import CertificateState, EnrollmentState, RevocationReason, Via
 from estserver.names import display_name, encode_name, encode_names, format_general_name
 from estserver.store.engine import Transaction, from_unix, to_unix
+from estserver.store.findable import remember, terms_of
 from estserver.store.tables import (
     blocked_keys,
     certificate_bytes,
@@ -108,7 +109,7 @@ def add_invitation(tx: Transaction, fields: Mapping[str, Any]) -> bool:
     Raises KeyError, sa.exc.StatementError: the fields are not those of an invitation.
     """
     kept = {column.name: fields[column.name] for column in invitations.c if column.name in fields}
-    return tx.insert_new(
+    added = tx.insert_new(
         invitations,
         **kept,
         pin_scheme="hmac",
@@ -119,6 +120,10 @@ def add_invitation(tx: Transaction, fields: Mapping[str, Any]) -> bool:
         pin_dead=True,
         url_generation=1,
     )
+    if added:
+        named = (kept["name"], kept.get("email"), kept.get("device_id"), kept["names"])
+        remember(tx, kept["number"], terms_of(*named))
+    return added
 
 
 def nobodys_invitation(number: str, lost: Lost) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from estserver.model import Door, Invitation, InvitationState, Language
 from estserver.names import format_general_name, parse_general_name
 from estserver.store.engine import Transaction, from_unix, to_unix
+from estserver.store.findable import remember, terms_of
 from estserver.store.journalling import tell_registration
 from estserver.store.tables import attempts, invitations
 
@@ -54,6 +55,7 @@ def add(
     tx: Transaction, invitation: Invitation, *, pin: PINHash, url_hash: bytes | None, by: str
 ) -> bool:
     """Insert an invitation; return False if its number is taken."""
+    names = [format_general_name(name) for name in invitation.names]
     added = tx.insert_new(
         invitations,
         number=invitation.number,
@@ -62,7 +64,7 @@ def add(
         email=invitation.email,
         device_id=invitation.device_id,
         organization=invitation.organization,
-        names=[format_general_name(name) for name in invitation.names],
+        names=names,
         language=invitation.language.value,
         doors=",".join(sorted(door.value for door in invitation.doors)),
         units=invitation.units,
@@ -86,6 +88,11 @@ def add(
         url_hash=url_hash,
     )
     if added:
+        remember(
+            tx,
+            invitation.number,
+            terms_of(invitation.name, invitation.email, invitation.device_id, names),
+        )
         tell_registration(tx, invitation.number)
     return added
 

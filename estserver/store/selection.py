@@ -13,7 +13,8 @@ from estserver.model import CertificateRecord, CertificateState, KeyType, Public
 from estserver.public_keys import describe_key
 from estserver.store import certificates as records
 from estserver.store.engine import Transaction, to_unix
-from estserver.store.tables import certificates, enrollments, invitations
+from estserver.store.findable import folded
+from estserver.store.tables import certificates, enrollments, search_terms
 
 _COUNTED = 5000
 MAX_SERIALS = 30_000
@@ -103,9 +104,10 @@ def _page(
         if wanted is not None:
             query = query.where(column == wanted)
     if selection.email is not None:
-        query = query.join(invitations, invitations.c.number == certificates.c.invitation).where(
-            sa.func.lower(invitations.c.email) == selection.email.lower()
+        found = sa.select(search_terms.c.number).where(
+            search_terms.c.term == folded(selection.email)
         )
+        query = query.where(certificates.c.invitation.in_(found))
     if selection.issued_after is not None:
         query = query.where(certificates.c.created_at >= to_unix(selection.issued_after))
     if selection.issued_before is not None:

@@ -53,6 +53,17 @@ invitations = sa.Table(
     sa.Index(None, "created_at", "number"),
 )
 
+search_terms = sa.Table(
+    "search_terms",
+    metadata,
+    # Compared octet by octet on both databases, so that a prefix is a range of the index.
+    sa.Column(
+        "term", sa.Text().with_variant(sa.Text(collation="C"), "postgresql"), primary_key=True
+    ),
+    sa.Column("number", sa.Text, primary_key=True),
+    sa.Index(None, "number"),
+)
+
 attempts = sa.Table(
     "attempts",
     metadata,

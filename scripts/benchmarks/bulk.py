@@ -12,6 +12,8 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from estserver.store.findable import terms_of
+
 _DAY = 86400
 _SPREAD = 400 * _DAY
 _LIFE = 365 * _DAY
@@ -77,8 +79,10 @@ def fill(database: Path, count: int, *, revoked_every: int) -> Large:
         )
         now = int(time.time())
         connection.execute("BEGIN")
-        again = _drop_indexes(connection, ("invitations", "enrollments", "certificates"))
+        tables = ("invitations", "search_terms", "enrollments", "certificates")
+        again = _drop_indexes(connection, tables)
         _insert(connection, "invitations", _invitations(large, invitation))
+        _insert(connection, "search_terms", _search_terms(large))
         _insert(connection, "enrollments", _enrollments(large, enrollment))
         _insert(connection, "certificates", _certificates(large, certificate, now, revoked_every))
         for statement in again:
@@ -152,6 +156,13 @@ def _invitations(large: Large, real: dict[str, object]) -> Iterator[dict[str, ob
             "pin_hash": large.digest(number),
             "url_hash": large.key_digest(number),
         }
+
+
+def _search_terms(large: Large) -> Iterator[dict[str, object]]:
+    for number in range(large.count):
+        label = large.label(number)
+        for term in sorted(terms_of(label, f"{label}@example.org", None, ())):
+            yield {"term": term, "number": large.invitation(number)}
 
 
 def _enrollments(large: Large, real: dict[str, object]) -> Iterator[dict[str, object]]:

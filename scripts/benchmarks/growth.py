@@ -26,6 +26,7 @@ from estserver.store import (
     outbox,
     registrations,
     revocations,
+    search,
     selection,
 )
 from scripts.benchmarks import bulk
@@ -125,6 +126,12 @@ _QUESTIONS: dict[str, Question] = {
     "list newest invitations": lambda tx, *_: registrations.page(tx, after=None, limit=_PAGE),
     "list invitations further on": lambda tx, large, n: registrations.page(
         tx, after=registrations.get(tx, large.invitation(n)), limit=_PAGE
+    ),
+    "list search by name": lambda tx, large, n: search.certificates_like(
+        tx, large.label(n)[:-2], limit=_PAGE
+    ),
+    "list search by mail address": lambda tx, large, n: search.registrations_like(
+        tx, f"{large.label(n)}@", limit=_PAGE
     ),
     "list by mail address": lambda tx, large, n: selection.select(
         tx,
