@@ -30,9 +30,10 @@ from estserver.store import (
 )
 from estserver.store.migrate import newest
 from estserver.store.tables import attempts, audit_events, compatibility, metadata
+from scripts.benchmarks.postgresql import cluster, server_programs
 from tests.live import MovableClock
 from tests.parts import ORIGIN, unguard_audit
-from tests.postgres import cluster, make_schema, server_programs
+from tests.postgres import make_schema
 
 MakeStore = Callable[..., Store]
 

@@ -10,7 +10,9 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from itertools import cycle
 from pathlib import Path
 
 from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
@@ -19,6 +21,7 @@ from estserver.invitations import Handover
 from tests.live import Live, basic, make_csr, new_key
 
 PATIENCE_SECONDS = 60
+_HANGING_SECONDS = 30
 _REPOSITORY = Path(__file__).parent.parent.parent
 
 
@@ -124,13 +127,20 @@ class Process:
 
 @dataclass
 class Client:
-    """A device that keeps trying with one PIN and one key until it has a final answer."""
+    """A device that keeps trying with one PIN and one key until it has a final answer.
+
+    `others`: further nodes that serve the same, asked in turn. `answered` is released with
+    each certificate that comes; `hung` counts the requests that got no answer in 30 s (I8).
+    """
 
     live: Live
     handover: Handover
     patience: int = 2 * PATIENCE_SECONDS
+    others: tuple[Live, ...] = ()
+    answered: threading.Semaphore = field(default_factory=partial(threading.Semaphore, 0))
     received: list[bytes] = field(default_factory=list)
     final: int = 0
+    hung: int = 0
 
     def run(self) -> None:
         body = base64.b64encode(make_csr(new_key()))
@@ -138,14 +148,18 @@ class Client:
         context = self.live.tls()
         deadline = time.monotonic() + self.patience
         pause = threading.Event()
+        nodes = cycle((self.live, *self.others))
         while time.monotonic() < deadline:
-            port = self.live.settings.listeners.devices.port
-            connection = HTTPSConnection("localhost", port, timeout=10, context=context)
+            port = next(nodes).settings.listeners.devices.port
+            connection = HTTPSConnection(
+                "localhost", port, timeout=_HANGING_SECONDS, context=context
+            )
             try:
                 connection.request("POST", "/.well-known/est/simpleenroll", body, headers)
                 response = connection.getresponse()
                 answer = response.read()
-            except (OSError, HTTPException):
+            except (OSError, HTTPException) as error:
+                self.hung += isinstance(error, TimeoutError)
                 pause.wait(0.1)
                 continue
             finally:
@@ -153,6 +167,7 @@ class Client:
             if response.status == 200:
                 certificate = pkcs7.load_der_pkcs7_certificates(base64.b64decode(answer))[0]
                 self.received.append(certificate.public_bytes(Encoding.DER))
+                self.answered.release()
                 if len(self.received) == 2:
                     # The second answer proves that the same question got the same bytes.
                     self.final = 200
