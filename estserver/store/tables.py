@@ -97,7 +97,8 @@ enrollments = sa.Table(
         "state IN ('pending', 'approved', 'rejected', 'issuing', 'issued', 'abandoned')",
         name="state",
     ),
-    sa.Index(None, "authority_key", "spki_sha256"),
+    sa.Index(None, "authority_key"),
+    sa.Index(None, "spki_sha256"),
     sa.Index(None, "invitation"),
     sa.Index(None, "state", "id"),
 )
@@ -142,7 +143,12 @@ certificates = sa.Table(
         sqlite_where=sa.text("revoked_at IS NOT NULL"),
         postgresql_where=sa.text("revoked_at IS NOT NULL"),
     ),
-    sa.Index(None, "renews"),
+    sa.Index(
+        None,
+        "renews",
+        sqlite_where=sa.text("renews IS NOT NULL"),
+        postgresql_where=sa.text("renews IS NOT NULL"),
+    ),
     sa.Index(None, "serial"),
 )
 
