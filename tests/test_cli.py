@@ -618,6 +618,12 @@ def test_doctor_sees_a_crl_that_nobody_renews(live: Live) -> None:
     assert "14% of its life left" in detail
 
 
+def test_doctor_sees_a_crl_whose_bytes_are_damaged(live: Live) -> None:
+    _sql(Shell(live.directory), "UPDATE crls SET head = zeroblob(40)")
+    found = _verdicts(Shell(live.directory), status=1)
+    assert any(verdict == "bad" and "CRL" in detail for verdict, detail in found.values())
+
+
 def test_verify_finds_everything_in_order(live: Live) -> None:
     shell = Shell(live.directory)
     holder = _enroll(live, _device(shell))
