@@ -112,6 +112,12 @@ class Process:
             self.child.terminate()
             self.child.wait(PATIENCE_SECONDS)
 
+    def kill(self) -> None:
+        """End it without a word."""
+        assert self.child is not None
+        self.child.kill()
+        self.child.wait(PATIENCE_SECONDS)
+
     def proc(self, name: str) -> bytes:
         """Return a file of the process' folder in /proc."""
         assert self.child is not None
