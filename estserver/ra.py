@@ -12,7 +12,7 @@ gives `enrolling` to a convoy.
 import contextlib
 import hashlib
 from collections.abc import Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import cast
 
@@ -87,6 +87,7 @@ class RegistrationAuthority:
         self._profiles = profiles
         self._issuers = issuers
         self._retry_after = retry_after
+        self._superseded_until: dict[str, datetime] = {}
         self._own_keys = {
             hashlib.sha256(
                 certificate.public_key().public_bytes(
@@ -323,10 +324,14 @@ class RegistrationAuthority:
             renewal = profile.settings.renewal
             if not renewal.revoke_superseded:
                 continue
+            until = self._clock.now() - renewal.overlap
+            done_until = self._superseded_until.get(profile.name)
             query = partial(
                 certificates.superseded,
                 profile=profile.name,
-                renewed_before=self._clock.now() - renewal.overlap,
+                renewed_before=until,
+                # A renewal may have been signed a day after it was asked for.
+                renewed_after=None if done_until is None else done_until - 2 * ABANDON_AFTER,
             )
             due = self._store.read(query)
             for identifier in due:
@@ -340,6 +345,7 @@ class RegistrationAuthority:
                         origin=origin,
                     )
                     count += 1
+            self._superseded_until[profile.name] = until
         return count
 
     def record_refusal(self, applicant: str, error: Refused, origin: Origin) -> None:

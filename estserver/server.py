@@ -61,7 +61,7 @@ _PLAIN = frozenset({"status", "management"})
 _THREADS = 32
 _MAIL_SECONDS = 5
 _REMIND_SECONDS = 600
-_DAY_SECONDS = 86400
+_PURGE_SECONDS = 3600
 _PUBLISH_SECONDS = 2
 _WATCH_SECONDS = 10
 _TIDY_SECONDS = 60
@@ -181,7 +181,7 @@ class Server:
         if core.settings.retention.automatic:
             purge = Purge(core.store, core.clock, core.settings.retention)
             purging = partial(purge.run, by="server", origin=_ORIGIN)
-            duties.append(Duty("purge", _DAY_SECONDS, lambda: run(purging)))
+            duties.append(Duty("purge", _PURGE_SECONDS, lambda: run(purging)))
         if self._office.sends:
             reminders = Reminders(core.store, core.clock, core.profiles)
             duties.append(Duty("mail", _MAIL_SECONDS, self._office.deliver_due))

@@ -330,7 +330,7 @@ class Retention(_Section):
     audit: Duration = timedelta(days=1130)
     mail: Duration = timedelta(days=90)
     automatic: bool = False
-    """Whether the server purges by itself, once a day."""
+    """Whether the server purges by itself, every hour."""
 
 
 class Log(_Section):

@@ -20,4 +20,13 @@ def new_id(now: datetime) -> str:
         if number <= _newest_id:
             number = _newest_id + 1 + secrets.randbits(40)
         _newest_id = number
+    return _text(number)
+
+
+def first_id(moment: datetime) -> str:
+    """Return what sorts before every identifier made at `moment` or later."""
+    return _text(int(moment.timestamp() * 1000) << 60)
+
+
+def _text(number: int) -> str:
     return "".join(_ALPHABET[number >> shift & 31] for shift in range(105, -1, -5))

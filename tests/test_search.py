@@ -1,11 +1,14 @@
 """Finding people and devices by how something about them begins, on both databases."""
 
 import json
+from datetime import datetime, timedelta
 
 import pytest
 from click.testing import CliRunner
 
 from estserver.cli import main
+from estserver.model import CertificateState
+from estserver.store import Transaction, certificates
 from estserver.store.findable import folded
 from estserver.store.search import certificates_like, registrations_like
 from tests.live import Live
@@ -17,7 +20,7 @@ from tests.parts import Parts
     [
         "Taro",
         "yama",
-        "ＹＡＭＡＤＡ",
+        "ＹＡＭＡＤＡ",  # noqa: RUF001 - as a Japanese keyboard types it
         "taro yam",
         "TARO@example",
         "山",
@@ -72,4 +75,32 @@ def test_the_commands_search(live: Live) -> None:
 
 
 def test_folding_is_the_same_however_it_was_typed() -> None:
-    assert folded("  Ｔａｒｏ\u3000YAMADA ") == folded("taro yamada") == "taro yamada"
+    wide = "  Ｔａｒｏ\u3000YAMADA "  # noqa: RUF001 - as a Japanese keyboard types it
+    assert folded(wide) == folded("taro yamada") == "taro yamada"
+
+
+def test_lists_by_end_go_on_where_a_page_ended(both: Parts) -> None:
+    handover = both.invite("device", units=5)
+    issued = []
+    for _ in range(5):
+        issued.append(both.enroll(handover).enrollment)
+        both.clock.advance(timedelta(hours=1))
+
+    def walk(state: CertificateState | None, until: datetime | None) -> list[str]:
+        found: list[str] = []
+
+        def following(tx: Transaction) -> list[str]:
+            last = found[-1] if found else None
+            page = certificates.page(tx, state=state, expiring_before=until, before=last, limit=2)
+            return [record.enrollment for record in page]
+
+        while page := both.store.read(following):
+            found += page
+        return found
+
+    soon = both.clock.now() + timedelta(days=400)
+    assert walk(None, soon) == issued
+    assert walk(CertificateState.EXPIRED, None) == []
+    both.clock.advance(timedelta(days=370))
+    assert walk(CertificateState.EXPIRED, None) == issued[::-1]
+    assert walk(None, soon) == []

@@ -1,7 +1,7 @@
 """Enrollments and certificates: rows in, frozen values out."""
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
@@ -16,6 +16,7 @@ from estserver.model import (
     Via,
 )
 from estserver.names import decode_name, decode_names
+from estserver.sortable_ids import first_id
 from estserver.store.engine import Transaction, from_unix, to_unix
 from estserver.store.journalling import tell_abandoned, tell_certificate
 from estserver.store.tables import certificate_bytes, certificates, enrollments
@@ -324,25 +325,49 @@ def page(
     before: str | None = None,
     limit: int = 100,
 ) -> list[CertificateRecord]:
-    """List certificates, newest first; with `expiring_before` those valid now but not then."""
-    query = sa.select(certificates).order_by(certificates.c.enrollment.desc()).limit(limit)
-    if state is CertificateState.EXPIRED:
-        query = query.where(
-            certificates.c.state == CertificateState.VALID.value, certificates.c.not_after < tx.at
-        )
-    elif state is CertificateState.VALID:
+    """List certificates, newest first.
+
+    With `expiring_before` those valid now but not then, the first to end first; those that are
+    expired, the last to end first. `before` is the last one of the page before.
+    """
+    query = sa.select(certificates).limit(limit)
+    if state is CertificateState.EXPIRED or expiring_before is not None:
+        query = query.where(certificates.c.state == CertificateState.VALID.value)
+        return [
+            _record(row)
+            for row in tx.connection.execute(_by_end(tx, query, expiring_before, before))
+        ]
+    if state is CertificateState.VALID:
         query = query.where(certificates.c.state == state.value, certificates.c.not_after >= tx.at)
     elif state is not None:
         query = query.where(certificates.c.state == state.value)
-    if expiring_before is not None:
-        query = query.where(
-            certificates.c.state == CertificateState.VALID.value,
-            certificates.c.not_after >= tx.at,
-            certificates.c.not_after < to_unix(expiring_before),
-        )
     if before is not None:
         query = query.where(certificates.c.enrollment < before)
+    query = query.order_by(certificates.c.enrollment.desc())
     return [_record(row) for row in tx.connection.execute(query)]
+
+
+def _by_end(
+    tx: Transaction,
+    query: sa.Select[Any],
+    expiring_before: datetime | None,
+    before: str | None,
+) -> sa.Select[Any]:
+    """Go along the index of ends: forward from now, or back from it."""
+    place = sa.tuple_(certificates.c.not_after, certificates.c.enrollment)
+    last = None
+    if before is not None:
+        end = sa.select(certificates.c.not_after).where(certificates.c.enrollment == before)
+        last = sa.tuple_(tx.connection.execute(end).scalar_one_or_none() or 0, before)
+    if expiring_before is None:
+        query = query.where(certificates.c.not_after < tx.at)
+        query = query if last is None else query.where(place < last)
+        return query.order_by(certificates.c.not_after.desc(), certificates.c.enrollment.desc())
+    query = query.where(
+        certificates.c.not_after >= tx.at, certificates.c.not_after < to_unix(expiring_before)
+    )
+    query = query if last is None else query.where(place > last)
+    return query.order_by(certificates.c.not_after, certificates.c.enrollment)
 
 
 def unfinished(tx: Transaction, *, created_before: datetime) -> list[str]:
@@ -369,8 +394,14 @@ def approved(tx: Transaction) -> list[Enrollment]:
     return [_enrollment(row) for row in tx.connection.execute(query)]
 
 
-def superseded(tx: Transaction, *, profile: str, renewed_before: datetime) -> list[str]:
-    """List the valid certificates of a profile whose renewal is valid and that old."""
+def superseded(
+    tx: Transaction, *, profile: str, renewed_before: datetime, renewed_after: datetime | None
+) -> list[str]:
+    """List the valid certificates of a profile whose renewal is valid and that old.
+
+    `renewed_after` leaves out renewals that were looked at before, and the walk over all of them.
+    """
+    begin = "" if renewed_after is None else first_id(renewed_after)
     newer = certificates.alias()
     query = (
         sa.select(certificates.c.enrollment)
@@ -381,6 +412,9 @@ def superseded(tx: Transaction, *, profile: str, renewed_before: datetime) -> li
             certificates.c.not_after >= tx.at,
             newer.c.state == CertificateState.VALID.value,
             newer.c.created_at <= to_unix(renewed_before),
+            newer.c.renews.is_not(None),
+            newer.c.enrollment >= begin,
+            newer.c.enrollment <= first_id(renewed_before + timedelta(days=1)),
         )
         .distinct()
         .limit(1000)

@@ -141,7 +141,7 @@ _QUESTIONS: dict[str, Question] = {
     ),
     "duty unfinished intents": lambda tx, *_: certificates.unfinished(tx, created_before=tx.now),
     "duty superseded certificates": lambda tx, *_: certificates.superseded(
-        tx, profile="device", renewed_before=tx.now
+        tx, profile="device", renewed_before=tx.now, renewed_after=tx.now - timedelta(days=16)
     ),
     "duty reminders": lambda tx, *_: outbox.ending(
         tx, "expiring-7", profile="device", after=tx.now, until=tx.now + timedelta(days=1)
