@@ -235,7 +235,7 @@ def put(tx: Transaction, signed: Sequence[Signed]) -> list[Stored]:
     Raises AskedBefore: one of several is stored, revoked or given up already, nothing may be kept;
     Fault: an intent was given up while it was being signed.
     """
-    if issuance.put_certificates(tx, {one.enrollment.id: one.der for one in signed}):
+    if issuance.put_certificates(tx, [(one.enrollment.id, one.der) for one in signed]):
         for one in signed:
             _tell_issued(tx, one)
         return [Stored(one.der, None) for one in signed]

@@ -137,20 +137,20 @@ def add_intents(tx: Transaction, intents: Sequence[IntentRows]) -> None:
         tell_intent(tx, intent.enrollment, intent.draft)
 
 
-def put_certificates(tx: Transaction, ders: Mapping[str, bytes]) -> bool:
-    """Store signed certificates by enrollment.
+def put_certificates(tx: Transaction, signed: Sequence[tuple[str, bytes]]) -> bool:
+    """Store signed certificates: enrollment and DER.
 
     False if not all of them are only intended, as they were when they were signed: one is revoked,
-    given up or stored by now. Then the unit must not be kept.
+    given up or stored by now, or stands here twice. Then the unit must not be kept.
     """
     rows = [
         {"identifier": identifier, "octets": der, "digest": hashlib.sha256(der).digest()}
-        for identifier, der in ders.items()
+        for identifier, der in signed
     ]
     if _SIGNED.run(tx.connection, rows) != len(rows):
         return False
     _SIGNED_BYTES.run(tx.connection, rows)
     _ISSUED.run(tx.connection, rows)
-    for identifier, der in ders.items():
+    for identifier, der in signed:
         tell_certificate(tx, identifier, der)
     return True
