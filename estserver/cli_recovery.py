@@ -191,7 +191,10 @@ def _sentences(difference: recovery.Difference) -> list[str]:
             for number in sorted(difference.dead_pins)
         ),
         *(f"certificate {_serial(lost)}: was missing" for lost in difference.certificates),
-        *(f"certificate {_serial(lost)}: had been begun" for lost in difference.intents),
+        *(
+            f"certificate {_serial(lost)}: had been begun, and is given up"
+            for lost in difference.intents
+        ),
         *(
             f"certificate {one.serial:x}: had been revoked at {shown(one.revoked_at)} "
             f"({one.reason.value}){'' if one.enrollment else ', nothing else is known of it'}"

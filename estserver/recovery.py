@@ -5,7 +5,9 @@ since are good. Recovery works out the difference first and then applies it, so 
 shown before anything changes, and may run again: what is there stays as it is.
 
 Certificates prove themselves by their issuer's signature. A revocation is believed: at worst
-somebody needs a new certificate.
+somebody needs a new certificate. An intent without its certificate is given up, never signed: no
+client ever got what it became, and whoever could add a line to the journal could have anything
+signed.
 """
 
 import hashlib
@@ -97,7 +99,6 @@ class _Comparison:
         self._found = Difference()
         self._facts: dict[str, tuple[Entry, int]] = {}
         self._signed: dict[str, tuple[bytes, int]] = {}
-        self._abandoned: set[str] = set()
         self._registrations: dict[str, dict[str, Any]] = {}
         self._revoked: dict[tuple[str, int], tuple[datetime, RevocationReason]] = {}
         self._numbers: dict[str, int] = {}
@@ -135,7 +136,9 @@ class _Comparison:
                         self._take_revocation(entry)
                     case "crl":
                         self._take_number(entry.fields["issuer"], int(entry.fields["number"]))
-                    case "intent" | "certificate" | "abandoned":
+                    case "abandoned":
+                        pass  # as every intent without its certificate
+                    case "intent" | "certificate":
                         identifier = entry.fields["enrollment"]
                         row = known.get(identifier)
                         if row is None or row.certificate is None or not row.signed:
@@ -146,17 +149,14 @@ class _Comparison:
                 self._found.problems.append(f"{line.where}: its {entry.kind} makes no sense")
 
     def _take_issuance(self, identifier: str, line: Line) -> None:
-        match line.entry.kind:
-            case "intent":
-                line.entry.octets("tbs")
-                self._facts[identifier] = line.entry, line.at
-            case "certificate":
-                # Of several the last counts: the others were written before commits that failed.
-                before = self._signed.get(identifier)
-                if before is None or before[1] <= line.at:
-                    self._signed[identifier] = line.entry.octets("der"), line.at
-            case _:
-                self._abandoned.add(identifier)
+        if line.entry.kind == "intent":
+            line.entry.octets("tbs")
+            self._facts[identifier] = line.entry, line.at
+            return
+        # Of several the last counts: the others were written before commits that failed.
+        before = self._signed.get(identifier)
+        if before is None or before[1] <= line.at:
+            self._signed[identifier] = line.entry.octets("der"), line.at
 
     def _take_revocation(self, entry: Entry) -> None:
         fields = entry.fields
@@ -267,7 +267,6 @@ class _Comparison:
             spki_sha256=hashlib.sha256(spki).digest(),
             der=der,
             sha256=None if der is None else hashlib.sha256(der).digest(),
-            abandoned=identifier in self._abandoned,
         )
 
     def _issuer_of(self, certificate: x509.Certificate) -> str:
@@ -392,7 +391,7 @@ def _put_enrollments(tx: Transaction, some: Sequence[Lost], by: str, origin: Ori
         number = lost.facts["invitation"]
         if number is not None:
             touched[number] = None
-            if lost.facts["renews"] is not None:
+            if lost.facts["renews"] is not None and lost.der is not None:
                 refilling.spend_rights(tx, number, lost.facts["authority"])
         serial, signed = lost.certificate.serial_number, lost.der is not None
         tx.audit(_recovered(serial, lost.enrollment, by, signed=signed), origin)

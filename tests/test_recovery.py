@@ -18,6 +18,7 @@ from estserver import config, verification
 from estserver.cli import main
 from estserver.errors import BadInput
 from estserver.invitations import Handover
+from estserver.journal import Entry, FileJournal, encode_octets
 from estserver.model import Event
 from estserver.store import Store, Transaction, audit, dumping, health, migrate, require_current
 from estserver.verification import verify, verify_due
@@ -238,10 +239,52 @@ def test_a_damaged_journal_is_used_as_far_as_it_goes(
     assert "its signature is not that of its issuer" in result.stderr
     assert "torn by a crash" in result.stderr
     live.start()
-    # The third's last line is torn, but its intent stands: `serve` has signed it anew.
+    # The third's last line is torn: its serial stays taken, and may be revoked.
     assert violations(live.core, [der(first)]) == []
-    again = live.core.ra.find(third.certificate.serial_number)
-    assert again.state == "valid"
+    assert live.core.ra.find(third.certificate.serial_number).state == "abandoned"
+
+
+@pytest.mark.row("INC-25")
+def test_what_a_stranger_writes_into_the_journal_is_never_signed(
+    outliving: Live, tmp_path: Path, elsewhere: Path
+) -> None:
+    """The chain has no key, so a forged line may fit; only what bears our signature is believed."""
+    live = outliving
+    run(live.directory, "backup", str(tmp_path / "backup"))
+    handover = live.invite("device", device_id="printer-1")
+    lose_and_restore(live, tmp_path / "backup")
+    issuing = x509.load_pem_x509_certificate((live.directory / "ca/issuing.crt").read_bytes())
+    key, now = new_key(), live.clock.now()
+    builder = (
+        x509.CertificateBuilder(issuing.subject, issuing.subject, key.public_key(), 4711)
+        .not_valid_before(now)
+        .not_valid_after(now + timedelta(days=300))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+    )
+    tbs = builder.sign(key, hashes.SHA256()).tbs_certificate_bytes
+    forged: dict[str, object] = {
+        "enrollment": "forged",
+        "authority": "anything",
+        "profile": "device",
+        "invitation": handover.invitation.number,
+        "via": "est",
+        "applicant": "anybody",
+        "proof": "none",
+        "renews": None,
+        "issuer": "issuing",
+        "serial": f"{4711:x}",
+        "tbs": encode_octets(tbs),
+    }
+    file_journal = FileJournal(elsewhere / "journal", live.clock, 1 << 20)
+    file_journal.append([Entry("intent", forged)])
+    file_journal.close()
+
+    told = run(live.directory, "recover", "--journal", str(elsewhere / "journal")).stdout
+    assert f"certificate {4711:x}: had been begun, and is given up" in told
+    live.start()
+    assert live.core.ra.find(4711).state == "abandoned"
+    assert live.core.ra.certificate_of("forged") is None
+    assert violations(live.core, []) == []
 
 
 def test_a_crl_of_somebody_else_recovers_nothing(

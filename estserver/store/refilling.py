@@ -42,7 +42,7 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """A certificate or intent to put back. `der` None: it was never signed.
+    """A certificate or intent to put back. `der` None: it was never signed, and never will be.
 
     `facts` are the fields of the journal's intent. `certificate` is what they say, read: signed by
     its issuer where `der` is there, else only good to read.
@@ -57,7 +57,6 @@ class Lost:
     spki_sha256: bytes
     der: bytes | None
     sha256: bytes | None
-    abandoned: bool
 
 
 def known_enrollments(tx: Transaction, identifiers: Sequence[str]) -> dict[str, Known]:
@@ -198,11 +197,7 @@ def put_back(tx: Transaction, lost: Lost) -> None:
     Raises KeyError, ValueError: the facts are not those of an intent.
     """
     facts, certificate = lost.facts, lost.certificate
-    state = EnrollmentState.ISSUING
-    if lost.der is not None:
-        state = EnrollmentState.ISSUED
-    elif lost.abandoned:
-        state = EnrollmentState.ABANDONED
+    state = EnrollmentState.ABANDONED if lost.der is None else EnrollmentState.ISSUED
     names = _names(certificate)
     before = _forget_unknown(tx, facts["issuer"], certificate.serial_number)
     tx.insert_new(
