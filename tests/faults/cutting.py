@@ -5,9 +5,8 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-_BEGIN = b"Q\x00\x00\x00\x0aBEGIN\x00"
-"""How a unit of work that writes begins; one that only reads asks for its isolation too."""
-_COMMIT = b"Q\x00\x00\x00\x0bCOMMIT\x00"
+_TEXT = 5
+"""Where the text of a simple query begins: after its type and length."""
 
 
 class CuttingProxy:
@@ -95,10 +94,11 @@ class _Passage:
         back.start()
         with suppress(OSError):
             while octets := self._client.recv(65536):
-                if _BEGIN in octets:
-                    self._writes = True
-                if _COMMIT in octets and self._writes:
-                    self._writes = False
+                text = octets[_TEXT:]
+                if text.startswith(b"BEGIN"):
+                    # Who only reads wants one snapshot for all of it.
+                    self._writes = b"REPEATABLE READ" not in text
+                elif text.startswith(b"COMMIT") and self._writes:
                     self._swallows = self._proxy.is_to_be_cut()
                 self._server.sendall(octets)
         _cut(self._server)

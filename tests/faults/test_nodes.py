@@ -12,6 +12,7 @@ import pytest
 
 from estserver.core import SystemClock
 from estserver.store import Store, migrate
+from estserver.store.migrate import OLDEST, newest
 from scripts.benchmarks.postgresql import Cluster, cluster_folder, server_programs
 from tests.faults.cutting import CuttingProxy
 from tests.faults.databases import (
@@ -80,7 +81,7 @@ class Site:
 
     def lose_answers(self) -> None:
         """COMMITs arrive, their answers do not."""
-        self.proxy.cut_every = 4
+        self.proxy.cut_every = 3
         try:
             self.crowd.wait_for(self.crowd.count)
         finally:
@@ -99,6 +100,21 @@ class Site:
             for node in self.nodes:
                 ready = node.live.request("GET", "/readyz", listener="management")
                 assert ready.status == 503, ready.body
+
+    def upgrade(self) -> None:
+        """The schema of the next version comes; a node of this version starts on it once more."""
+        self.administer(
+            "ALTER TABLE invitations ADD COLUMN of_the_next_version text",
+            "UPDATE alembic_version SET version_num = '9999'",
+        )
+        self.nodes[1].stop()
+        self.nodes[1].start()
+
+    def administer(self, *statements: str) -> None:
+        """Run statements as the database's administrator."""
+        with administer(self.cluster) as administrator:
+            for statement in statements:
+                administrator.execute(statement.encode())
 
 
 @pytest.fixture(scope="module")
@@ -144,8 +160,28 @@ def site(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
 def test_two_nodes_survive(
     site: Site, fault: Callable[[Site], None], request: pytest.FixtureRequest
 ) -> None:
-    rounds, clients = (5, 60) if request.config.getoption("--full") else (1, 15)
+    rounds, clients = (5, 120) if request.config.getoption("--full") else (1, 30)
     for _ in range(rounds):
         site.crowd = Crowd(site.nodes, clients)
         received = site.crowd.live_through(partial(fault, site))
         assert judge(site.nodes[0].live, received) == []
+
+
+@pytest.mark.timeout(300)
+def test_a_node_serves_the_schema_of_the_next_version_and_no_later_one(site: Site) -> None:
+    site.crowd = Crowd(site.nodes, 30)
+    received = site.crowd.live_through(site.upgrade)
+    assert judge(site.nodes[0].live, received) == []
+    site.nodes[1].stop()
+    # As the migration does that takes away what this version uses.
+    site.administer("UPDATE compatibility SET oldest = '9999'")
+    with pytest.raises(AssertionError, match="upgrade this node"):
+        site.nodes[1].start()
+    assert site.nodes[1].child is not None
+    assert site.nodes[1].child.returncode == 1
+    site.administer(
+        "ALTER TABLE invitations DROP COLUMN of_the_next_version",
+        f"UPDATE alembic_version SET version_num = '{newest()}'",
+        f"UPDATE compatibility SET oldest = '{OLDEST}'",
+    )
+    site.nodes[1].start()

@@ -82,7 +82,7 @@ def test_a_standby_that_was_waited_for_has_all_that_was_answered(
 ) -> None:
     pair.follow_at_once()
     pair.serve(Workshop(template), tmp_path)
-    crowd = Crowd(pair.nodes, 150 if request.config.getoption("--full") else 15)
+    crowd = Crowd(pair.nodes, 150 if request.config.getoption("--full") else 30)
     received = crowd.live_through(pair.fail_over)
     assert judge(pair.nodes[0].live, received) == []
     for node in pair.nodes:
@@ -97,7 +97,7 @@ def test_a_standby_that_lags_is_refilled_from_the_journal(
     with closing(CuttingProxy(pair.primary.folder)) as network:
         copy(pair.primary, pair.standby, "127.0.0.1", network.port)
         pair.serve(Workshop(template), tmp_path)
-        crowd = Crowd(pair.nodes, 150 if request.config.getoption("--full") else 15)
+        crowd = Crowd(pair.nodes, 150 if request.config.getoption("--full") else 30)
         recovered: list[dict[str, Any]] = []
         revoked: list[int] = []
 
