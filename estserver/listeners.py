@@ -319,9 +319,12 @@ def unix_socket(path: Path, group: str | None) -> socket.socket:
     """Bind a Unix socket that its owner alone may open, or its owner and `group`.
 
     What a dead server left at `path` is taken away; a living server's is not.
-    Raises ConfigurationError: another server listens there, there is no such group, or it is not
-    ours to give. Raises OSError.
+    Raises ConfigurationError: another server listens there, something else lies there, there is no
+    such group, or it is not ours to give. Raises OSError.
     """
+    if path.exists() and not path.is_socket():
+        # To connect to a file is refused like to a dead socket.
+        raise ConfigurationError(f"{path}: is there and is no socket: choose another path")
     with socket.socket(socket.AF_UNIX) as probe:
         try:
             probe.connect(str(path))

@@ -271,6 +271,14 @@ def test_a_living_servers_socket_is_not_taken_and_a_dead_ones_is(tmp_path: Path)
     unix_socket(path, None).close()
 
 
+def test_what_is_no_socket_is_not_removed_for_one(tmp_path: Path) -> None:
+    path = tmp_path / "issuing.key"
+    path.write_text("a key", encoding="utf-8")
+    with pytest.raises(ConfigurationError, match="is there and is no socket"):
+        unix_socket(path, None)
+    assert path.read_text(encoding="utf-8") == "a key"
+
+
 def test_users_and_groups_that_are_not_there_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"front_users.*no-such-user"):
         user_ids(("no-such-user",))
