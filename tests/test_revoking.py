@@ -66,6 +66,13 @@ def test_a_selection_is_what_fits_all_of_it(
     assert revoke_selected(live.core.store, selection, SUPERSEDED, ORIGIN) == 0
 
 
+def test_an_address_that_stands_elsewhere_in_a_registration_does_not_select_it(live: Live) -> None:
+    """A host may be called like somebody's address; revoking the somebody must not hit it."""
+    address = "ops@example.ac.jp"
+    live.enroll(live.invite("device", device_id=address))
+    assert live.core.store.read(lambda tx: count(tx, Selection(email=address))) == 0
+
+
 def test_the_time_of_issue_and_serials_select_too(live: Live, fleet: dict[str, Holder]) -> None:
     now = live.clock.now()
     store = live.core.store

@@ -14,7 +14,7 @@ from estserver.public_keys import describe_key
 from estserver.store import certificates as records
 from estserver.store.engine import Transaction, to_unix
 from estserver.store.findable import folded
-from estserver.store.tables import certificates, enrollments, search_terms
+from estserver.store.tables import certificates, enrollments, invitations, search_terms
 
 _COUNTED = 5000
 MAX_SERIALS = 30_000
@@ -104,10 +104,7 @@ def _page(
         if wanted is not None:
             query = query.where(column == wanted)
     if selection.email is not None:
-        found = sa.select(search_terms.c.number).where(
-            search_terms.c.term == folded(selection.email)
-        )
-        query = query.where(certificates.c.invitation.in_(found))
+        query = query.where(certificates.c.invitation.in_(_registered_for(tx, selection.email)))
     if selection.issued_after is not None:
         query = query.where(certificates.c.created_at >= to_unix(selection.issued_after))
     if selection.issued_before is not None:
@@ -119,6 +116,17 @@ def _page(
     if after is not None:
         query = query.where(certificates.c.enrollment > after)
     return [(row.enrollment, bytes(row.spki)) for row in tx.connection.execute(query)]
+
+
+def _registered_for(tx: Transaction, email: str) -> list[str]:
+    """List the registrations with this address; a term may as well be a name or a host."""
+    wanted = folded(email)
+    rows = tx.connection.execute(
+        sa.select(invitations.c.number, invitations.c.email)
+        .join(search_terms, search_terms.c.number == invitations.c.number)
+        .where(search_terms.c.term == wanted)
+    )
+    return [row.number for row in rows if folded(row.email or "") == wanted]
 
 
 def _type_of(spki: bytes) -> str:
