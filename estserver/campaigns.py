@@ -4,6 +4,7 @@ A campaign marks certificates. From then on ACME's and EST's renewal information
 to renew by the campaign's date, and owners with an address get a letter. Nothing is revoked here.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -18,6 +19,8 @@ from estserver.store.selection import Selection, select
 
 _BATCH = 200
 _SHORTEST_WINDOW = timedelta(minutes=1)
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_URL = re.compile(r"https?://[!-~]{1,500}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +51,13 @@ class Campaigns:
         """Mark every certificate of a selection; return how many were not marked before.
 
         In batches: run again, the same campaign goes on where a crash ended it.
-        Raises BadInput: it would end before it begins. Conflict: the name is another's.
+        Raises BadInput: it would end before it begins; a name that cannot stand in a Message-ID, an
+        explanation that is no URL. Conflict: the name is another's.
         """
+        if not _NAME.fullmatch(campaign.name):
+            raise BadInput("a campaign is called by up to 64 letters a-z, digits, hyphens or dots")
+        if campaign.explanation is not None and not _URL.fullmatch(campaign.explanation):
+            raise BadInput("the explanation is not a URL: it begins with https:// or http://")
         if campaign.renew_by <= self._clock.now():
             raise BadInput("the day to renew by lies in the past")
         self._store.write(partial(_begin, campaign, origin))

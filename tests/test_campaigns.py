@@ -76,6 +76,24 @@ def renew(live: Live, holder: Holder) -> Answer:
     )
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("name", "年度更新", "letters a-z"),
+        ("name", "two words", "letters a-z"),
+        ("name", "a>\r\nBcc: somebody", "letters a-z"),
+        ("explanation", "see the intranet", "a URL"),
+    ],
+)
+def test_what_no_letter_or_client_could_carry_begins_no_campaign(
+    live: Live, field: str, value: str, said: str
+) -> None:
+    """The name goes into Message-IDs, the explanation into renewal information."""
+    with pytest.raises(BadInput, match=said):
+        start(live, campaign(live, **{field: value}), mail=True)
+    assert Campaigns(live.core.store, live.clock).all() == []
+
+
 @pytest.mark.row("EST-188", "ACME-172")
 def test_all_doors_say_the_last_third_until_a_campaign_says_sooner(live: Live) -> None:
     holder = live.enroll(live.invite("device"))
