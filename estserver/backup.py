@@ -115,7 +115,8 @@ def _secrets(settings: Settings) -> list[Path]:
 def _sources(settings: Settings, configuration: Path) -> list[Path]:
     """List every file of an instance but its database: what settings name, and what it made."""
     named = {settings.path(path) for path in _paths(settings)}
-    folders = [settings.path(Path(name)) for name in ("ca", "keys", "secrets")]
+    names = [Path("ca"), Path("keys"), Path("secrets"), settings.mail.templates]
+    folders = [settings.path(name) for name in names if name is not None]
     made = {path for folder in folders for path in folder.rglob("*")}
     files = {path.resolve() for path in named | made | {configuration} if path.is_file()}
     return sorted(files - {settings.database_file, settings.path(settings.audit.anchor).resolve()})
@@ -136,8 +137,8 @@ def _paths(settings: Settings) -> Iterator[Path]:
 
 def _copy_database(store: Store, settings: Settings, target: Path) -> Kept:
     path = target / _DATABASE
+    path.touch(0o600)
     dumping.dump(store, path)
-    path.chmod(0o600)
     _sync(path)
     place = "" if settings.database_file is None else str(settings.database_file)
     return _kept("database", path, target, place, 0o600)
@@ -148,8 +149,8 @@ def _copy(source: Path, directory: Path, target: Path, kind: str) -> Kept:
     place = source.relative_to(directory) if inside else source.relative_to("/")
     path = target / (_INSIDE if inside else _OUTSIDE) / place
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.touch(0o600)
     shutil.copyfile(source, path)
-    path.chmod(0o600)
     _sync(path)
     mode = source.stat().st_mode & 0o777
     return _kept(kind, path, target, str(place if inside else source), mode)
@@ -250,7 +251,7 @@ def _put(source: Path, place: Path, mode: int) -> None:
         file.write(source.read_bytes())
         file.flush()
         os.fsync(file.fileno())
-    place.chmod(mode)
+    place.chmod(mode & 0o777)
 
 
 def _record(settings: Settings, manifest: Manifest, clock: Clock, by: str, origin: Origin) -> None:

@@ -19,6 +19,7 @@ from estserver.cli import main
 from estserver.errors import BadInput
 from estserver.invitations import Handover
 from estserver.journal import Entry, FileJournal, encode_octets
+from estserver.mail.letters import TEMPLATES_FOLDER
 from estserver.model import Event
 from estserver.store import Store, Transaction, audit, dumping, health, migrate, require_current
 from estserver.verification import verify, verify_due
@@ -324,6 +325,29 @@ def test_a_backup_is_whole_private_and_never_overwrites(outliving: Live, tmp_pat
     assert "is no backup" in refused.stderr
     assert not place.exists()
     assert sorted(path for path in live.directory.rglob("*")) == before
+
+
+def test_a_backup_holds_the_templates_of_ones_own(outliving: Live, tmp_path: Path) -> None:
+    live, place = outliving, tmp_path / "elsewhere"
+    shutil.copytree(TEMPLATES_FOLDER, live.directory / "mail")
+    path = live.directory / "estserver.toml"
+    text = path.read_text(encoding="utf-8") + '[mail]\ntemplates = "mail"\n'
+    path.write_text(text, encoding="utf-8")
+    run(live.directory, "backup", str(tmp_path / "backup"))
+    run(live.directory, "restore", str(tmp_path / "backup"), "--into", str(place))
+    names = sorted(file.name for file in TEMPLATES_FOLDER.iterdir())
+    assert sorted(file.name for file in (place / "mail").iterdir()) == names
+
+
+def test_a_manifest_grants_no_privilege(outliving: Live, tmp_path: Path) -> None:
+    backup, place = tmp_path / "backup", tmp_path / "elsewhere"
+    run(outliving.directory, "backup", str(backup))
+    manifest = json.loads((backup / "manifest.json").read_text(encoding="utf-8"))
+    for file in manifest["files"]:
+        file["mode"] |= 0o4000
+    (backup / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    run(outliving.directory, "restore", str(backup), "--into", str(place))
+    assert {file.stat().st_mode & 0o7000 for file in place.rglob("*") if file.is_file()} == {0}
 
 
 def test_a_backup_without_secrets_says_what_to_put_back(outliving: Live, tmp_path: Path) -> None:

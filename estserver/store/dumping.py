@@ -21,7 +21,7 @@ _BY_HAND = (
 
 
 def dump(store: Store, target: Path) -> None:
-    """Write a consistent copy of the database into the new file `target`.
+    """Write a consistent copy of the database into `target`, a new or empty file.
 
     SQLite: its own backup. PostgreSQL: what pg_dump writes, in its custom format.
     Raises ConfigurationError: pg_dump is missing or fails; BadInput: the disk is full.
@@ -73,8 +73,8 @@ def refill(url: str, source: Path) -> None:
     if where.get_backend_name() == "sqlite":
         target = Path(str(where.database))
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        target.touch(0o600)
         shutil.copyfile(source, target)
-        target.chmod(0o600)
         return
     options = ("--exit-on-error", "--single-transaction", "--no-owner", "--no-privileges")
     _run_postgresql("pg_restore", where, *options, str(source))
