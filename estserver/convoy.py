@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import queue
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ T = TypeVar("T")
 
 _LONGEST_SECONDS = 28
 """How long anybody waits, below the 30 s of invariant I8; the walk itself goes on to its end."""
+_LINGER_SECONDS = 0.003
+"""Less than an fsync on most disks, which all that come meanwhile will share."""
 
 
 _Askers = list[tuple["_Walk", Any]]
@@ -85,13 +88,11 @@ class Convoy:
         loop = asyncio.get_running_loop()
         waiting: asyncio.Future[T] = loop.create_future()
         self._arrivals.put(_Walk(steps, loop, waiting))
+        patience = loop.call_later(_LONGEST_SECONDS, _give_up, waiting)
         try:
-            async with asyncio.timeout(_LONGEST_SECONDS):
-                return await waiting
-        except TimeoutError:
-            raise Unavailable(
-                "this takes too long: ask again", retry_after=timedelta(seconds=5)
-            ) from None
+            return await waiting
+        finally:
+            patience.cancel()
 
     def close(self) -> None:
         """Return when every walk has come to its end; no other may begin."""
@@ -99,15 +100,26 @@ class Convoy:
         self._thread.join()
 
     def _drive(self) -> None:
-        walking: list[_Walk] = []
         closing = False
-        while walking or self._away or not closing:
-            arrived = self._arrived(wait=not walking)
+        company = 1
+        while self._away or not closing:
+            arrived = self._arrived(company)
             closing = closing or None in arrived
-            walking = self._turn(walking + [walk for walk in arrived if walk is not None])
+            walks = [walk for walk in arrived if walk is not None]
+            company = len(walks)
+            while walks:
+                walks = self._turn(walks)
 
-    def _arrived(self, *, wait: bool) -> list[_Walk | None]:
-        arrived = [self._arrivals.get()] if wait else []
+    def _arrived(self, company: int) -> list[_Walk | None]:
+        """Wait for somebody, and a moment for as many as the last `company` had.
+
+        Who came alone the last time waits for nobody.
+        """
+        arrived = [self._arrivals.get()]
+        until = time.monotonic() + _LINGER_SECONDS
+        while len(arrived) < company and (left := until - time.monotonic()) > 0:
+            with contextlib.suppress(queue.Empty):
+                arrived.append(self._arrivals.get(timeout=left))
         while not self._arrivals.empty():
             arrived.append(self._arrivals.get())
         for walk in arrived:
@@ -117,10 +129,7 @@ class Convoy:
         return arrived
 
     def _turn(self, walks: Sequence[_Walk]) -> list[_Walk]:
-        """Take each walk past its next write; return those that go on.
-
-        Those who have just come read what they must first, so that one commit is for all.
-        """
+        """Take each walk past its next write, reading what it must before; return who goes on."""
         writes: dict[Together[Any, Any], _Askers] = {}
         while walks:
             reads: dict[Together[Any, Any], _Askers] = {}
@@ -206,6 +215,12 @@ def _divided(writes: Mapping[Together[Any, Any], _Askers]) -> list[_Unit]:
 
 def _refuse(error: Unavailable) -> NoReturn:
     raise error
+
+
+def _give_up(waiting: asyncio.Future[Any]) -> None:
+    if not waiting.done():
+        sentence = "this takes too long: ask again"
+        waiting.set_exception(Unavailable(sentence, retry_after=timedelta(seconds=5)))
 
 
 def _settle(arrived: Sequence[_Walk]) -> None:

@@ -123,6 +123,12 @@ async def read_body(request: web.Request, *, limit: int, seconds: int) -> bytes:
         raise UnsupportedMediaType("send the body without Content-Encoding")
     if request.content_length is not None and request.content_length > limit:
         raise BodyTooLarge(f"the body is larger than {limit} bytes")
+    if request.content.is_eof():
+        # It came with the headers, as short ones do: there is nothing to wait for.
+        body = request.content.read_nowait()
+        if len(body) > limit:
+            raise BodyTooLarge(f"the body is larger than {limit} bytes")
+        return body
     parts: list[bytes] = []
     size = 0
     try:

@@ -1,5 +1,6 @@
 """The unit of work, the audit trail and the schema, on SQLite and on PostgreSQL."""
 
+import fcntl
 import random
 import sqlite3
 import threading
@@ -667,3 +668,16 @@ def test_a_standby_that_is_not_waited_for_is_told_of(clock: MovableClock) -> Non
 
 def test_a_file_has_no_standby(sqlite_store: Store) -> None:
     assert sqlite_store.read(health.asynchronous_standby) is None
+
+
+def test_writers_of_one_file_wait_at_its_gate(tmp_path: Path, clock: MovableClock) -> None:
+    url = f"sqlite:///{tmp_path}/one.db"
+    with closing(Store(url, clock)) as store, closing(Store(url, clock)) as other:
+        migrate(store)
+        with ThreadPoolExecutor(1) as pool, Gate(store):
+            waiting = pool.submit(other.write, lambda tx: put(tx, "second"))
+            with (tmp_path / "one.db.lock").open() as lock, pytest.raises(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            assert not waiting.done()
+        waiting.result(10)
+        assert keys(other) == {"second"}

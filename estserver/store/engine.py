@@ -30,6 +30,7 @@ from estserver.failpoints import reach
 from estserver.journal import Entry, Journal
 from estserver.model import Clock, Event, Origin
 from estserver.store import audit
+from estserver.store.gate import Gate
 
 T = TypeVar("T")
 _GROUP = 256
@@ -128,6 +129,7 @@ class Store:
         self._clock = clock
         self._journal = journal
         self._engine = _engine(url)
+        self._gate = Gate(self._engine.url)
         # PostgreSQL would show each statement of a read another moment; SQLite never does.
         self._reader = (
             self._engine.execution_options(isolation_level="REPEATABLE READ")
@@ -196,6 +198,7 @@ class Store:
             self._queue.put(None)
         self._thread.join()
         self._engine.dispose()
+        self._gate.close()
 
     def _write_forever(self) -> None:
         while (arrived := self._queue.get()) is not None:
@@ -252,6 +255,7 @@ class Store:
         Raises _Failed: one of them has failed, and there are no savepoints.
         """
         with (
+            self._gate.passing(),
             self._engine.connect().execution_options(estserver_write=True) as connection,
             connection.begin(),
         ):
@@ -351,8 +355,8 @@ def database_errors() -> Iterator[None]:
     """Turn a busy, full, read-only or lost database into Unavailable, a damaged one into Fault."""
     try:
         yield
-    # Bare sqlite3 errors come from setting up a new connection.
-    except (*_OUTAGES, sa.exc.TimeoutError, sqlite3.OperationalError) as error:
+    # Bare sqlite3 errors come from setting up a new connection, OSError from the gate.
+    except (*_OUTAGES, sa.exc.TimeoutError, sqlite3.OperationalError, OSError) as error:
         raise _busy() from error
     except sa.exc.DBAPIError as error:
         if error.connection_invalidated:
