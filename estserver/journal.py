@@ -44,6 +44,13 @@ class Entry:
     kind: str
     fields: Mapping[str, Any]
 
+    def text(self, name: str) -> str:
+        """Return a field that holds text. Raises KeyError, TypeError."""
+        value = self.fields[name]
+        if not isinstance(value, str):
+            raise TypeError(name)
+        return value
+
     def octets(self, name: str) -> bytes:
         """Return a field that holds bytes. Raises KeyError, TypeError, ValueError."""
         return base64.b64decode(self.fields[name], validate=True)

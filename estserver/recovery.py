@@ -18,19 +18,21 @@ from functools import partial
 from typing import Any
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from estserver.ca.issuer import unsigned
 from estserver.core import Core
 from estserver.errors import BadInput
 from estserver.journal import Entry, Line, Reading
-from estserver.model import Event, Origin, PublicKey, RevocationReason
+from estserver.model import Event, Origin, PublicKey, RevocationReason, Via
 from estserver.sortable_ids import new_id
 from estserver.store import Transaction, crls, from_unix, health, refilling, revocations
 from estserver.store.refilling import Lost
 
 _BATCH = 200
+_SERIALS = 1 << 160
+"""RFC 5280 §4.1.2.2: no serial has more than 20 octets."""
+_NUMBERS = 1 << 63
 _FACTS = {
     "invitation": None,
     "profile": refilling.UNKNOWN,
@@ -131,21 +133,25 @@ class _Comparison:
             try:
                 match entry.kind:
                     case "registration":
-                        self._registrations[entry.fields["number"]] = dict(entry.fields)
+                        kept = refilling.read_registration(entry.fields)
+                        self._registrations[kept["number"]] = kept
                     case "revocation":
                         self._take_revocation(entry)
                     case "crl":
-                        self._take_number(entry.fields["issuer"], int(entry.fields["number"]))
+                        number = int(entry.fields["number"])
+                        if not 0 <= number < _NUMBERS:
+                            raise ValueError(number)
+                        self._take_number(entry.text("issuer"), number)
                     case "abandoned":
                         pass  # as every intent without its certificate
                     case "intent" | "certificate":
-                        identifier = entry.fields["enrollment"]
+                        identifier = entry.text("enrollment")
                         row = known.get(identifier)
                         if row is None or row.certificate is None or not row.signed:
                             self._take_issuance(identifier, line)
                     case _:
                         self._found.notes.append(f"{line.where}: {entry.kind} is not known here")
-            except (KeyError, TypeError, ValueError):
+            except (KeyError, TypeError, ValueError, OverflowError):
                 self._found.problems.append(f"{line.where}: its {entry.kind} makes no sense")
 
     def _take_issuance(self, identifier: str, line: Line) -> None:
@@ -161,7 +167,9 @@ class _Comparison:
     def _take_revocation(self, entry: Entry) -> None:
         fields = entry.fields
         serial, at = int(fields["serial"], 16), from_unix(fields["revoked_at"])
-        self._remember(fields["issuer"], serial, at, RevocationReason(fields["reason"]))
+        if not 0 < serial < _SERIALS:
+            raise ValueError(serial)
+        self._remember(entry.text("issuer"), serial, at, RevocationReason(fields["reason"]))
 
     def _remember(self, issuer: str, serial: int, at: datetime, reason: RevocationReason) -> None:
         known = self._revoked.get((issuer, serial))
@@ -199,16 +207,16 @@ class _Comparison:
                     self._found.invitations[number] = fields
                     continue
                 state, generation = known[number]
-                if fields.get("state") == "cancelled" and state != "cancelled":
+                if fields["state"] == "cancelled" and state != "cancelled":
                     self._found.cancelled.append(number)
-                if int(fields.get("pin_generation", 0)) > generation:
-                    self._found.dead_pins[number] = int(fields["pin_generation"])
+                if fields["pin_generation"] > generation:
+                    self._found.dead_pins[number] = fields["pin_generation"]
 
     def _compare_certificates(self) -> None:
         for identifier in sorted(self._facts.keys() | self._signed.keys()):
             try:
                 lost = self._lost(identifier)
-            except (ValueError, TypeError, KeyError, InvalidSignature) as error:
+            except Exception as error:  # noqa: BLE001 - the wall: parsers have many ways to refuse
                 said = str(error) or "its signature is not that of its issuer"
                 self._found.problems.append(f"enrollment {identifier}: {said}")
                 continue
@@ -234,10 +242,7 @@ class _Comparison:
         return identifier in known and known[identifier].certificate is not None
 
     def _lost(self, identifier: str) -> Lost:
-        """Put together what is known of one enrollment.
-
-        Raises ValueError, TypeError, KeyError, InvalidSignature: it is not what it should be.
-        """
+        """Put together what is known of one enrollment; raises whatever is wrong with it."""
         der, at = self._signed.get(identifier, (None, 0))
         entry, at = self._facts.get(identifier, (None, at))
         if der is not None:
@@ -253,7 +258,14 @@ class _Comparison:
             raise KeyError(identifier)
         facts = {"authority": f"recovered:{identifier}", **_FACTS}
         if entry is not None:
-            facts |= {name: entry.fields[name] for name in facts}
+            facts |= {
+                name: entry.text(name)
+                for name, assumed in facts.items()
+                if assumed is not None or entry.fields[name] is not None
+            }
+            Via(entry.text("via"))
+        # Parsing is lazy: what may yet throw must do so here.
+        _ = certificate.extensions
         spki = certificate.public_key().public_bytes(
             Encoding.DER, PublicFormat.SubjectPublicKeyInfo
         )

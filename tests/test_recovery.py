@@ -5,7 +5,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import closing
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -14,11 +14,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from estserver import config, verification
+from estserver import config, recovery, verification
 from estserver.cli import main
 from estserver.errors import BadInput
 from estserver.invitations import Handover
-from estserver.journal import Entry, FileJournal, encode_octets
+from estserver.journal import Entry, FileJournal, Reading, encode_octets
 from estserver.mail.letters import TEMPLATES_FOLDER
 from estserver.model import Event
 from estserver.store import Store, Transaction, audit, dumping, health, migrate, require_current
@@ -37,6 +37,60 @@ from tests.live import (
 )
 from tests.parts import ORIGIN, Hierarchy, unguard_audit
 from tests.postgres import make_schema
+
+REGISTRATION: dict[str, object] = {
+    "number": "4711",
+    "profile": "device",
+    "name": "printer",
+    "organization": "",
+    "names": [],
+    "language": "en",
+    "doors": "est",
+    "units": 1,
+    "units_used": 0,
+    "state": "open",
+    "approval": False,
+    "created_at": 0,
+    "created_by": "anybody",
+    "expires_at": 0,
+    "pin_generation": 1,
+    "renewal_pin": False,
+    "replaced": False,
+}
+REVOCATION: dict[str, object] = {
+    "issuer": "issuing",
+    "serial": "4711",
+    "revoked_at": 0,
+    "reason": "superseded",
+}
+
+
+def make_intent(issuer: x509.Name) -> dict[str, object]:
+    """Return what a journal would have of an intent to sign a CA's certificate."""
+    key = new_key()
+    builder = (
+        x509.CertificateBuilder(issuer, issuer, key.public_key(), 4711)
+        .not_valid_before(datetime(2026, 1, 1, tzinfo=UTC))
+        .not_valid_after(datetime(2027, 1, 1, tzinfo=UTC))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+    )
+    tbs = builder.sign(key, hashes.SHA256()).tbs_certificate_bytes
+    return {
+        "enrollment": "forged",
+        "authority": "anything",
+        "profile": "device",
+        "invitation": None,
+        "via": "est",
+        "applicant": "anybody",
+        "proof": "none",
+        "renews": None,
+        "issuer": "issuing",
+        "serial": f"{4711:x}",
+        "tbs": encode_octets(tbs),
+    }
+
+
+INTENT = make_intent(x509.Name([]))
 
 
 def run(directory: Path, *arguments: str, status: int = 0) -> Result:
@@ -255,27 +309,7 @@ def test_what_a_stranger_writes_into_the_journal_is_never_signed(
     handover = live.invite("device", device_id="printer-1")
     lose_and_restore(live, tmp_path / "backup")
     issuing = x509.load_pem_x509_certificate((live.directory / "ca/issuing.crt").read_bytes())
-    key, now = new_key(), live.clock.now()
-    builder = (
-        x509.CertificateBuilder(issuing.subject, issuing.subject, key.public_key(), 4711)
-        .not_valid_before(now)
-        .not_valid_after(now + timedelta(days=300))
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-    )
-    tbs = builder.sign(key, hashes.SHA256()).tbs_certificate_bytes
-    forged: dict[str, object] = {
-        "enrollment": "forged",
-        "authority": "anything",
-        "profile": "device",
-        "invitation": handover.invitation.number,
-        "via": "est",
-        "applicant": "anybody",
-        "proof": "none",
-        "renews": None,
-        "issuer": "issuing",
-        "serial": f"{4711:x}",
-        "tbs": encode_octets(tbs),
-    }
+    forged = {**make_intent(issuing.subject), "invitation": handover.invitation.number}
     file_journal = FileJournal(elsewhere / "journal", live.clock, 1 << 20)
     file_journal.append([Entry("intent", forged)])
     file_journal.close()
@@ -286,6 +320,39 @@ def test_what_a_stranger_writes_into_the_journal_is_never_signed(
     assert live.core.ra.find(4711).state == "abandoned"
     assert live.core.ra.certificate_of("forged") is None
     assert violations(live.core, []) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        ("registration", {"number": "4711"}),
+        ("registration", {"number": ["4711"]}),
+        ("registration", {**REGISTRATION, "pin_generation": "many"}),
+        ("registration", {**REGISTRATION, "units": 1 << 40}),
+        ("registration", {**REGISTRATION, "units_used": 2}),
+        ("revocation", {**REVOCATION, "serial": "-5"}),
+        ("revocation", {**REVOCATION, "serial": "f" * 60}),
+        ("revocation", {**REVOCATION, "issuer": 5}),
+        ("revocation", {**REVOCATION, "revoked_at": 1 << 80}),
+        ("crl", {"issuer": "issuing", "number": 1 << 63}),
+        ("crl", {"issuer": ["issuing"], "number": 5}),
+        ("certificate", {"enrollment": 5, "der": "AAAA"}),
+        ("certificate", {"enrollment": "forged", "der": "AAAA"}),
+        ("intent", {**INTENT, "via": "thin air"}),
+        ("intent", {**INTENT, "invitation": ["4711"]}),
+        ("intent", {**INTENT, "applicant": {"name": "anybody"}}),
+    ],
+)
+def test_a_line_that_makes_no_sense_is_told_and_harms_nothing(
+    live: Live, tmp_path: Path, kind: str, fields: dict[str, object]
+) -> None:
+    file_journal = FileJournal(tmp_path / "journal", live.clock, 1 << 20)
+    file_journal.append([Entry(kind, fields)])
+    file_journal.close()
+    difference = recovery.compare(live.core, Reading(tmp_path / "journal"), [])
+    assert len(difference.problems) == 1, difference
+    assert difference.empty
+    assert live.core.status.publish("issuing").der
 
 
 def test_a_crl_of_somebody_else_recovers_nothing(

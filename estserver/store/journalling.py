@@ -10,7 +10,7 @@ from estserver.model import Draft, Enrollment, RevocationReason
 from estserver.store.engine import Transaction
 from estserver.store.tables import certificates, invitations
 
-_KEPT = tuple(
+KEPT = tuple(
     column
     for column in invitations.c
     if not column.name.startswith(("pin_", "url_")) or column.name == "pin_generation"
@@ -21,7 +21,7 @@ _KEPT = tuple(
 def tell_registration(tx: Transaction, number: str) -> None:
     """Tell how an invitation stands now."""
     if tx.journals:
-        query = sa.select(*_KEPT).where(invitations.c.number == number)
+        query = sa.select(*KEPT).where(invitations.c.number == number)
         row = tx.connection.execute(query).mappings().one()
         tx.journal(Entry("registration", dict(row)))
 

@@ -12,10 +12,17 @@ from typing import Any
 import sqlalchemy as sa
 from cryptography import x509
 
-from estserver.model import CertificateState, EnrollmentState, RevocationReason, Via
+from estserver.model import (
+    CertificateState,
+    EnrollmentState,
+    InvitationState,
+    RevocationReason,
+    Via,
+)
 from estserver.names import display_name, encode_name, encode_names, format_general_name
 from estserver.store.engine import Transaction, from_unix, to_unix
 from estserver.store.findable import remember, terms_of
+from estserver.store.journalling import KEPT
 from estserver.store.tables import (
     blocked_keys,
     certificate_bytes,
@@ -102,12 +109,26 @@ def known_revocations(
     }
 
 
-def add_invitation(tx: Transaction, fields: Mapping[str, Any]) -> bool:
-    """Put an invitation back as the journal has it; no PIN and no URL opens it any more.
+def read_registration(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the journal keeps of an invitation. Raises KeyError, TypeError, ValueError."""
+    kept: dict[str, Any] = {}
+    for column in KEPT:
+        # A journal of an older version may lack what came later.
+        value = fields.get(column.name) if column.nullable else fields[column.name]
+        kind = list if isinstance(column.type, sa.JSON) else column.type.python_type
+        if not isinstance(value, kind) and not (value is None and column.nullable):
+            raise TypeError(column.name)
+        bits = 63 if isinstance(column.type, sa.BigInteger) else 31
+        if isinstance(value, int) and not 0 <= value < 1 << bits:
+            raise ValueError(column.name)
+        kept[column.name] = value
+    if not 0 <= kept["units_used"] <= kept["units"] or kept["state"] not in set(InvitationState):
+        raise ValueError("units or state")
+    return kept
 
-    Raises KeyError, sa.exc.StatementError: the fields are not those of an invitation.
-    """
-    kept = {column.name: fields[column.name] for column in invitations.c if column.name in fields}
+
+def add_invitation(tx: Transaction, kept: Mapping[str, Any]) -> bool:
+    """Put an invitation back as the journal has it; no PIN and no URL opens it any more."""
     added = tx.insert_new(
         invitations,
         **kept,
