@@ -1,7 +1,6 @@
 """Purpose-bound keys from the one master secret that is kept outside the database."""
 
 import base64
-import hashlib
 import hmac
 import secrets
 
@@ -33,6 +32,7 @@ class Keyring:
             raise ConfigurationError("the master secret is not base64url") from None
         if len(self._master) < _MASTER_BYTES:
             raise ConfigurationError("the master secret is shorter than 256 bits")
+        self._mac_keys: dict[str, bytes] = {}
 
     def derive(self, purpose: str, *parts: str, length: int = 32) -> bytes:
         """Return the key for `purpose` and `parts`; the same words give the same key for ever."""
@@ -41,7 +41,10 @@ class Keyring:
 
     def mac(self, purpose: str, message: bytes) -> bytes:
         """Return HMAC-SHA-256 of `message` under the key for `purpose`."""
-        return hmac.new(self.derive(purpose), message, hashlib.sha256).digest()
+        key = self._mac_keys.get(purpose)
+        if key is None:
+            key = self._mac_keys[purpose] = self.derive(purpose)
+        return hmac.digest(key, message, "sha256")
 
     def seal(self, purpose: str, content: bytes) -> str:
         """Encrypt and authenticate `content`; base64url text fit for a cookie or a form field."""

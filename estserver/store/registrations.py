@@ -120,7 +120,7 @@ _BY_PINS = sa.select(invitations).where(
 
 def by_pins(tx: Transaction, digests: Sequence[bytes]) -> list[Invitation | None]:
     """Find the invitations of long PINs by the keyed hashes of those."""
-    rows = tx.connection.execute(_BY_PINS, {"digests": digests})
+    rows = tx.connection.execute(_BY_PINS, {"digests": list(set(digests))})
     found = {bytes(row.pin_hash): _invitation(row) for row in rows}
     return [found.get(digest) for digest in digests]
 
