@@ -3,9 +3,9 @@
 import time
 from collections.abc import Callable
 from datetime import datetime
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 from urllib.request import Request, urlopen
 
 import click
@@ -198,7 +198,8 @@ def _says_revoked(core: Core, record: CertificateRecord) -> bool | None:
         try:
             with urlopen(request, timeout=_PATIENCE_SECONDS) as answer:  # noqa: S310
                 response = ocsp.load_der_ocsp_response(answer.read())
-        except (URLError, OSError):
+        except (OSError, HTTPException, ValueError):
+            # Nobody there, or somebody else, such as the page of a proxy.
             return None
         if (
             response.response_status is ocsp.OCSPResponseStatus.SUCCESSFUL

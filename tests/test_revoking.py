@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from click.testing import CliRunner, Result
@@ -177,6 +179,27 @@ def test_one_revocation_is_told_as_done_once_ocsp_says_so(
     arguments = ("certificates", "revoke", f"{serial(fleet['www']):x}", "--reason", "unspecified")
     done = run(live, *arguments)
     assert "is revoked (unspecified). OCSP says so." in done.stdout, done.output
+
+
+def test_what_is_done_is_told_even_where_somebody_else_answers_for_ocsp(
+    template: Path, tmp_path: Path
+) -> None:
+    live = Workshop(template).make(tmp_path / "instance", start=False)
+    live.start()
+    number = f"{serial(live.enroll(live.invite('server'))):x}"
+    live.stop()
+
+    class Page(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<html>not found")
+
+    with HTTPServer(("127.0.0.1", live.settings.listeners.status.port), Page) as server:
+        Thread(target=server.handle_request).start()
+        done = run(live, "certificates", "revoke", number, "--reason", "unspecified")
+    assert done.exit_code == 0, done.output
+    assert f"Certificate {number} is revoked" in done.stdout
 
 
 def test_without_a_server_it_says_that_nobody_answers_yet(template: Path, tmp_path: Path) -> None:
