@@ -174,7 +174,9 @@ class Settings(BaseSettings):
         """List every file that nobody but its owner may read, whether it exists or not."""
         named = [self.secrets.master, self.secrets.passphrase]
         named += [issuer.key for issuer in self.issuers.values()]
-        named += [path for path in (self.mail.password_file,) if path is not None]
+        mail = self.mail
+        signs = mail.signing_key or mail.signing_certificate
+        named += [path for path in (mail.password_file, signs) if path is not None]
         # Certificates of our own, made by `serve`, and the root's key where it still lies here.
         found = [*self.path(Path("keys")).glob("*.pem"), *self.path(Path("ca")).glob("*.key")]
         return list(dict.fromkeys([*(self.path(path) for path in named), *found]))

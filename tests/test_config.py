@@ -368,3 +368,16 @@ def test_a_failpoint_acts_the_nth_time_and_once() -> None:
     failpoints.arm("signed:1:sleep:0.001")
     failpoints.reach("signed")
     failpoints.disarm()
+
+
+@pytest.mark.parametrize(
+    ("keys", "secret"),
+    [
+        ("signing_certificate = 'a.pem'\nsigning_key = 'b.pem'", "b.pem"),
+        ("signing_certificate = 'a.pem'", "a.pem"),
+    ],
+)
+def test_what_signs_letters_is_among_the_secrets(write: Write, keys: str, secret: str) -> None:
+    settings = load(write(f"{ISSUER}[mail]\n{keys}\n"))
+    letters = {path.name for path in settings.secret_files()} & {"a.pem", "b.pem"}
+    assert letters == {secret}
