@@ -335,6 +335,9 @@ def unix_socket(path: Path, group: str | None) -> socket.socket:
         else:
             raise ConfigurationError(f"{path}: another server listens there")
     taken = socket.socket(socket.AF_UNIX)
+    # Whether accept() waits is one flag for all workers that share this socket, and a copy sets it
+    # as it stands here: where it said "wait", starting one worker froze the loops of the others.
+    taken.setblocking(False)
     try:
         # Nobody may slip in between bind and chmod: the mode is that of the umask at bind.
         before = os.umask(0o177)

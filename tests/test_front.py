@@ -24,7 +24,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from estserver import config
 from estserver.errors import ConfigurationError
 from estserver.front import Front, user_ids
-from estserver.listeners import unix_socket
+from estserver.listeners import bind, close, unix_socket
 from estserver.store.tables import audit_events
 from tests.live import Holder, Live, Workshop, basic, make_csr, new_key
 
@@ -269,6 +269,24 @@ def test_a_living_servers_socket_is_not_taken_and_a_dead_ones_is(tmp_path: Path)
         unix_socket(path, None)
     living.close()
     unix_socket(path, None).close()
+
+
+def test_a_worker_that_starts_does_not_let_the_others_wait_in_accept(
+    template: Path, tmp_path: Path
+) -> None:
+    live = Workshop(template).make(tmp_path / "instance", start=False)
+    path = live.directory / "estserver.toml"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace("[listeners.web]\n", '[listeners.web]\nsocket = "web.sock"\n'))
+    listeners = config.load(path).listeners
+    held = bind(listeners, live.directory)
+    shared = {"web": held.pop("web")}
+    close(held)
+    close(bind(listeners, live.directory, beside=shared))
+    # A flag of the open socket, which all of them share.
+    waits = os.get_blocking(shared["web"][0].fileno())
+    close(shared)
+    assert not waits
 
 
 def test_what_is_no_socket_is_not_removed_for_one(tmp_path: Path) -> None:
