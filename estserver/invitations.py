@@ -87,8 +87,8 @@ class Invitations:
         self._throttle = SourceThrottle(clock, limits.guesses_per_source)
         self._organization = organization
         # Argon2id takes tens of milliseconds and 19 MiB, which malloc keeps for the thread that had
-        # them: two threads of their own, or each of the server's would hold as much for ever.
-        self._hashing = ThreadPoolExecutor(2, thread_name_prefix="argon2id")
+        # them, twice: one thread of its own, or each of the server's would hold them for ever.
+        self._hashing = ThreadPoolExecutor(1, thread_name_prefix="argon2id")
 
     # -- registering -----------------------------------------------------------------------------
 
