@@ -22,7 +22,7 @@ def doctor_command(operator: Operator, *, as_json: bool) -> None:
     for finding in examine(operator.settings, SystemClock()):
         found.append(finding)
         if not as_json:
-            click.echo(f"{marks[finding.verdict]:<5} {finding.check:<20} {finding.detail}")
+            click.echo(f"{marks[finding.verdict]:<5} {finding.check:<24} {finding.detail}")
     if as_json:
         print_json([asdict(finding) for finding in found])
     if any(finding.verdict is Verdict.BAD for finding in found):

@@ -152,7 +152,11 @@ def info(operator: Operator, *, as_json: bool) -> None:
     help="How long PIN and URL can be used.",
 )
 @click.option("--renew-until", type=DATE, metavar="DATE", help="Last day of renewals, UTC.")
-@click.option("--lang", type=click.Choice([language.value for language in Language]))
+@click.option(
+    "--lang",
+    type=click.Choice([language.value for language in Language]),
+    help="Language of mail and pages. [default: web.language]",
+)
 @click.option("--approval/--no-approval", default=None, help="Instead of the profile's rule.")
 @click.option("--hold", is_flag=True, help="Keep it shut until `invitations release`.")
 @click.option("--mail/--no-mail", default=True, help="Mail the retrieval URL to --email.")

@@ -11,7 +11,11 @@ from estserver.retention import Purge
 
 
 @click.command()
-@click.option("--invitation", metavar="N", help="Erase this registration now, and all it led to.")
+@click.option(
+    "--invitation",
+    metavar="N",
+    help="Cancel and erase this registration now, and all it led to.",
+)
 @JSON
 @click.pass_obj
 def purge(operator: Operator, *, invitation: str | None, as_json: bool) -> None:

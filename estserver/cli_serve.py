@@ -18,7 +18,11 @@ from estserver.cli_operator import Operator
     metavar="N",
     help="Processes that share the ports: as many as there are processor cores.",
 )
-@click.option("--test-mode", is_flag=True, help="Honour ESTSERVER_FAILPOINT: for tests only.")
+@click.option(
+    "--test-mode",
+    is_flag=True,
+    help="Obey ESTSERVER_FAULTS and ESTSERVER_FAILPOINT: for tests only.",
+)
 @click.pass_obj
 def serve(operator: Operator, *, workers: int, test_mode: bool) -> None:
     """Serve on all listeners until SIGTERM; SIGHUP reloads profiles and TLS certificates."""

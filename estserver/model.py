@@ -328,8 +328,9 @@ class Invitation:
 
     @property
     def label(self) -> str:
-        """What a list calls the applicant: name, device id or number."""
-        return self.name or self.device_id or self.number
+        """What a list calls the applicant: name, device id, first host or address, or number."""
+        hosts = (str(n.value) for n in self.names if isinstance(n, (x509.DNSName, x509.IPAddress)))
+        return self.name or self.device_id or next(hosts, self.number)
 
 
 @dataclass(frozen=True, slots=True)

@@ -297,8 +297,8 @@ def _configuration(options: InstanceOptions, now: datetime, chain: str) -> str:
         chain = ["{chain}"]
         key = "ca/issuing.key"
 
-        # What is issued and revoked, for `estserver recover`, and the audit trail's anchor. Put both
-        # on another disk: they are of use once this one is lost.
+        # What is issued and revoked, for `estserver recover`, and the audit trail's anchor. Put
+        # both on another disk: they are of use once this one is lost.
         [journal]
         path = "journal"
         [audit]

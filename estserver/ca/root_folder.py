@@ -47,8 +47,9 @@ def open_root(folder: Path, passphrase: Path) -> Authority:
     for name in (_KEY, _CERTIFICATE):
         if not (folder / name).is_file():
             raise BadInput(
-                f"{folder / name} is not there: name the folder of the root, or let the root "
-                "sign elsewhere (`estserver ca request`, `ca sign`, `ca install`)"
+                f"{folder / name} is not there: say which folder the root is in (--root, "
+                "--old-root), or let it sign elsewhere (`estserver ca request`, `ca sign`, "
+                "`ca install`)"
             )
     own = folder / _PASSPHRASE
     key = load_key(folder / _KEY, read_secret(own if own.is_file() else passphrase))
