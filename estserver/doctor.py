@@ -20,7 +20,7 @@ from estserver.anchor import AnchorFile
 from estserver.ca.hierarchy import common_name
 from estserver.ca.keys import readable_by_others
 from estserver.config import Settings
-from estserver.core import Core, open_core
+from estserver.core import Core, open_core, require_database_file
 from estserver.duties import NODE
 from estserver.errors import Error
 from estserver.model import (
@@ -189,6 +189,7 @@ def _disk(settings: Settings, _clock: Clock) -> Iterator[Finding]:
 
 
 def _database(settings: Settings, clock: Clock) -> Iterator[Finding]:
+    require_database_file(settings)
     store = Store(settings.database_url, clock)
     try:
         require_current(store)

@@ -282,7 +282,8 @@ def _crl(tx: Transaction, issuer: str, signer: x509.Certificate) -> list[str] | 
         problems.append(f"{about}: its number differs from its row")
     listed = {entry.serial_number for entry in crl}
     revoked = {int(serial, 16): at for page in crls.revoked(tx, issuer) for serial, at, _ in page}
-    settled = to_unix(stored.this_update - _SETTLING)
+    # By its bytes: the row of one that is to be made anew says when that was asked for.
+    settled = to_unix(crl.last_update_utc - _SETTLING)
     problems += [
         f"certificate {serial:x}: was revoked before {about}, which lacks it"
         for serial, at in revoked.items()

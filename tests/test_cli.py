@@ -507,6 +507,15 @@ def _edit(shell: Shell, old: str, new: str) -> None:
     path.write_text(text.replace(old, new), encoding="utf-8")
 
 
+def test_doctor_makes_no_database_in_place_of_one_that_is_gone(shell: Shell) -> None:
+    database = shell.directory / "estserver.db"
+    database.unlink()
+    verdict, detail = _verdicts(shell, status=1)["database"]
+    assert verdict == "bad"
+    assert "restore it from a backup" in detail
+    assert not database.exists()
+
+
 @pytest.mark.row("EST-019")
 def test_doctor_fails_loudly_when_no_certificate_can_name_the_url(shell: Shell) -> None:
     _edit(shell, 'hosts = ["localhost", "127.0.0.1"]', 'hosts = ["other.example.org"]')
@@ -635,6 +644,18 @@ def test_verify_finds_everything_in_order(live: Live) -> None:
     assert result["certificates"] == 3  # TLS, OCSP responder, device
     assert result["events"] > 5
     assert result["problems"] == []
+
+
+def test_verify_expects_nothing_new_of_a_crl_that_is_to_be_made_anew(live: Live) -> None:
+    shell = Shell(live.directory)
+    holder = _enroll(live, _device(shell))
+    assert holder is not None
+    live.core.status.publish_due()
+    serial = f"{holder.certificate.serial_number:x}"
+    shell.run("certificates", "revoke", serial, "--reason", "superseded")
+    # An hour later the CRL is dismissed, by `recover` or `crl renew`, and nobody serves yet.
+    _sql(shell, "UPDATE crls SET this_update = this_update + 3600, next_update = this_update")
+    assert "all fit" in shell.run("verify").stdout
 
 
 @pytest.mark.parametrize(

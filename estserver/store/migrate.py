@@ -56,8 +56,13 @@ def require_current(store: Store) -> None:
         if present is not None and present > newest():
             _require_compatible(connection, present)
         elif present != newest():
+            if present is None:
+                raise ConfigurationError(
+                    "the database is empty: if it was not before, restore it from a backup "
+                    "(`estserver migrate` begins a new one, which knows no certificate)"
+                )
             raise ConfigurationError(
-                f"the database schema is {present or 'empty'}, this program needs {newest()}: "
+                f"the database schema is {present}, this program needs {newest()}: "
                 "run `estserver migrate`"
             )
 
