@@ -8,6 +8,7 @@ The certificate is ambient, as a cookie is, so each POST needs a token and a sam
 import hashlib
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from aiohttp import web
 from cryptography import x509
@@ -159,8 +160,7 @@ class RenewalProtocol:
             held = await self._held(request, der)
         except NoCertificate as error:
             http.note(request, outcome=error.code)
-            platform = detect(request.headers.get("User-Agent", ""))
-            return self._site.error(request, error, "no_certificate.html", platform=platform)
+            return self._nothing_shown(request, error, "renew")
         except Refused as error:
             http.note(request, outcome=error.code)
             return self._site.error(request, error, "refused.html", held=_readable(der))
@@ -293,7 +293,11 @@ class RenewalProtocol:
 
     async def _ask_revocation(self, request: web.Request) -> web.Response:
         http.note(request, operation="revoke")
-        der = _presented(request)
+        try:
+            der = _presented(request)
+        except NoCertificate as error:
+            http.note(request, outcome=error.code)
+            return self._nothing_shown(request, error, "revoke")
         await self._holder(request, der)
         return self._revocation.ask(
             request, der, action="/revoke", csrf=self._token(der), back="/test"
@@ -321,6 +325,15 @@ class RenewalProtocol:
         return record
 
     # -- shared ------------------------------------------------------------------------------------
+
+    def _nothing_shown(
+        self, request: web.Request, error: NoCertificate, purpose: Literal["renew", "revoke"]
+    ) -> web.Response:
+        """Say what it means that no certificate came, and what else leads to `purpose`."""
+        platform = detect(request.headers.get("User-Agent", ""))
+        return self._site.error(
+            request, error, "no_certificate.html", platform=platform, purpose=purpose
+        )
 
     async def _held(self, request: web.Request, der: bytes | None) -> Held:
         """Return the certificate in use if it may be renewed.

@@ -96,7 +96,9 @@ def test_what_is_revoked_already_is_not_asked_for_again(live: Live, way: Way) ->
 
 
 def test_without_certificate_or_session_there_is_nothing_to_revoke(live: Live) -> None:
-    assert Visitor(live, "devices").get("/revoke").status == 403
+    refused = Visitor(live, "devices").get("/revoke")
+    assert refused.status == 403
+    assert "ask the administrator to revoke it" in refused.text
     handover, holder = certified(live)
     assert handover.token is not None
     path = f"/e/{handover.token.reveal()}/revoke"
