@@ -275,7 +275,8 @@ def bind(listeners: Listeners, directory: Path, *, beside: Sockets | None = None
                 taken[name].append(unix_socket(directory / listener.socket, listener.socket_group))
         except OSError as error:
             close(taken)
-            where = listener.socket or f"{listener.bind} port {listener.port}"
+            path = listener.socket and directory / listener.socket
+            where = path or f"{listener.bind} port {listener.port}"
             raise ConfigurationError(
                 f"listeners.{name}: cannot listen on {where}: {(error.strerror or '').lower()}"
             ) from error
