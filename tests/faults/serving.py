@@ -178,7 +178,8 @@ class Client:
                     # The second answer proves that the same question got the same bytes.
                     self.final = 200
                     return
-            elif response.status not in {500, 503}:
+            elif response.status not in {500, 502, 503}:
+                # 502: what a proxy says of a server that died meanwhile.
                 self.final = response.status
                 return
             pause.wait(0.02)

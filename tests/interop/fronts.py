@@ -5,6 +5,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,8 +95,10 @@ def behind(text: str, name: str, folder: Path) -> str:
     return text
 
 
-def make_fronted(workshop: Workshop, directory: Path, name: str) -> tuple[Live, Front]:
-    """Make an instance whose two https listeners are a proxy's, and start both."""
+def make_fronted(
+    workshop: Workshop, directory: Path, name: str, serve: Callable[[Live], object] = Live.start
+) -> tuple[Live, Front]:
+    """Make an instance whose two https listeners are a proxy's, `serve` it, start the proxy."""
     # Not under pytest's folder, which the proxy's user may not enter.
     folder = Path(tempfile.mkdtemp(prefix="estserver-front-"))
     folder.chmod(0o755)
@@ -103,7 +106,7 @@ def make_fronted(workshop: Workshop, directory: Path, name: str) -> tuple[Live, 
     path = directory / "estserver.toml"
     path.write_text(behind(path.read_text(encoding="utf-8"), name, folder), encoding="utf-8")
     live.settings = config.load(path)
-    live.start()
+    serve(live)
     _write_tls(live, folder)
     front = Front(name, live, folder)
     front.start()

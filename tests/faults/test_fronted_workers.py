@@ -1,0 +1,90 @@
+"""Two workers behind HAProxy share Unix sockets, which outlive each of them."""
+
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.faults.nodes import Crowd, invite, judge
+from tests.faults.serving import Process
+from tests.interop.fronts import make_fronted
+from tests.live import Live, Workshop, make_csr, new_key
+
+
+@pytest.fixture
+def fronted(template: Path, tmp_path: Path) -> Iterator[Process]:
+    """Return two workers whose https listeners are reached through HAProxy alone."""
+    served: list[Process] = []
+
+    def serve(live: Live) -> None:
+        served.append(Process(live, ("--workers", "2")))
+        served[0].start()
+        served[0].until(partial(has_told, served[0], 2))
+
+    _, front = make_fronted(Workshop(template), tmp_path / "instance", "haproxy", serve)
+    yield served[0]
+    front.stop()
+    served[0].stop()
+    shutil.rmtree(front.folder)
+
+
+def workers(node: Process) -> list[int]:
+    assert node.child is not None
+    return [int(pid) for pid in node.proc(f"task/{node.child.pid}/children").split()]
+
+
+def nothing_more() -> None:
+    """All that is to happen has happened."""
+
+
+def has_told(node: Process, ready: int) -> bool:
+    """Tell whether so many workers have begun to listen."""
+    return node.told("worker.ready") == ready
+
+
+def ticks(pid: int) -> int:
+    """Return what CPU time a process has used: utime and stime of proc(5)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()
+    return int(fields[11]) + int(fields[12])
+
+
+@pytest.mark.row("INC-25", "I1", "I2", "I3", "I9")
+def test_each_worker_serves_the_socket_whichever_is_killed(fronted: Process) -> None:
+    def kill_one_after_the_other() -> None:
+        for number in range(2):
+            os.kill(workers(fronted)[0], signal.SIGKILL)
+            fronted.until(lambda after=3 + number: fronted.told("worker.ready") == after)
+
+    received = Crowd([fronted], 30).live_through(kill_one_after_the_other)
+    # None left: the supervisor holds the socket, where those who come meanwhile wait.
+    for pid in workers(fronted):
+        os.kill(pid, signal.SIGKILL)
+    received += Crowd([fronted], 6).live_through(nothing_more)
+    assert judge(fronted.live, received) == []
+
+
+def test_both_workers_have_work(fronted: Process) -> None:
+    (handover,) = invite(fronted.live, 1)
+    holder = fronted.live.enroll(handover)
+    subject = holder.certificate.subject
+    before = [ticks(pid) for pid in workers(fronted)]
+
+    def renew(_: int) -> int:
+        csr = make_csr(new_key(), subject=subject)
+        return fronted.live.request(
+            "POST",
+            "/.well-known/est/simplereenroll",
+            body=csr,
+            headers={"Content-Type": "application/pkcs10"},
+            holder=holder,
+        ).status
+
+    with ThreadPoolExecutor(16) as pool:
+        assert set(pool.map(renew, range(200))) == {200}
+    used = [ticks(pid) - start for pid, start in zip(workers(fronted), before, strict=True)]
+    assert min(used) * 4 > max(used)
