@@ -114,21 +114,22 @@ class ESTProtocol:
         # Percent-decoded but for %2F: an encoded slash never separates segments.
         path = request.rel_url.path_safe.removeprefix(self.prefix)
         match path.split("/"):
-            case ["", name]:
+            case ["", "renewal-info" as name, _]:
                 label = None
-            case ["", label, name] if label in self._services.profiles and label[0] != "_":
+            case ["", label, "renewal-info" as name, _] if self._is_label(label):
                 pass
-            case ["", "renewal-info", _]:
-                return None, "renewal-info"
-            case ["", label, "renewal-info", _] if (
-                label in self._services.profiles and label[0] != "_"
-            ):
-                return label, "renewal-info"
+            case ["", name] if name != "renewal-info":
+                label = None
+            case ["", label, name] if self._is_label(label) and name != "renewal-info":
+                pass
             case _:
                 raise NotFound("no such label")
         if name not in self._operations:
             raise NotFound("no such operation")
         return label, name
+
+    def _is_label(self, name: str) -> bool:
+        return name in self._services.profiles and name[0] != "_"
 
     async def _refuse(self, request: web.Request, error: Error) -> web.StreamResponse:
         if isinstance(error, BadCredentials):
