@@ -204,6 +204,8 @@ def test_pages_arrive_through_the_proxy(live: Live) -> None:
     page = live.request("GET", "/renew", headers={"Accept-Language": "en"})
     assert page.status in (200, 403)
     assert b"certificate" in page.body
+    # Each visit gets a handshake of its own, in which the browser asks for the certificate again.
+    assert page.headers["Connection"] == "close"
 
 
 def test_only_its_owner_and_its_group_may_open_the_socket(fronted: tuple[Live, Front]) -> None:
