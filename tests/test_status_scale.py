@@ -1,6 +1,7 @@
 """Certificate status when there is much of it, several nodes tell it, or something is broken."""
 
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -48,6 +49,31 @@ def make_house(tmp_path: Path) -> Iterator[Callable[..., House]]:
     yield make
     for house in made:
         house.store.close()
+
+
+# -- strangers -------------------------------------------------------------------------------------
+
+
+def test_asking_for_crls_that_there_are_not_fills_no_memory(
+    make_house: Callable[..., House],
+) -> None:
+    house = make_house()
+    house.status.publish("issuing")
+
+    def ask(count: int) -> None:
+        for number in range(count):
+            with pytest.raises(NotFound):
+                house.status.crl("issuing", f"{number:08}" * 500)
+
+    ask(10)
+    tracemalloc.start()
+    try:
+        ask(300)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # What was asked for is 1.2 MB.
+    assert held < 300_000
 
 
 # -- many entries ----------------------------------------------------------------------------------

@@ -134,9 +134,9 @@ class Shelf:
                 return stored, list(crls.entries(tx, stored, after=start))
 
             found = self._store.read(read)
-            self._looked[key] = self._clock.now()
             if found is None:
                 return None
+            self._looked[key] = self._clock.now()
             stored, more = found
             if known is None or known.number != stored.number:
                 return self._take(key, stored, known, more)
