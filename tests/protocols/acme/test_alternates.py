@@ -1,4 +1,4 @@
-"""While one root takes over from another, each certificate comes with a chain to either (§7.4.2)."""
+"""While one root takes over from another, each certificate has a chain to either (§7.4.2)."""
 
 import re
 from collections.abc import Callable
