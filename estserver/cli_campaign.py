@@ -57,8 +57,8 @@ def start(
     **options: Any,
 ) -> None:
     """Mark every valid certificate that fits all options; run again to go on or to add."""
-    selection = selection_of(**options)
     with operator.core() as core:
+        selection = selection_of(core, **options)
         number = core.store.read(lambda tx: count(tx, selection))
         if dry_run or not number:
             click.echo(f"{number} certificates fit. Nothing was marked.")

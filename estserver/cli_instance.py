@@ -18,11 +18,13 @@ from estserver.cli_output import (
     print_json,
 )
 from estserver.cli_records import mail_out
+from estserver.config import Settings
 from estserver.core import SystemClock, require_database_file
-from estserver.errors import BadInput
+from estserver.errors import BadInput, ConfigurationError
 from estserver.invitations import Registration
 from estserver.model import Door, KeyType, Language
 from estserver.store import Store, migrate
+from estserver.store.migrate import is_empty
 
 _PORT = click.IntRange(1, 65535)
 
@@ -215,13 +217,27 @@ def invite(  # noqa: PLR0913 - one argument an option
 
 
 @click.command("migrate")
+@click.option("--begin-anew", is_flag=True, help="Though what was issued before is in a journal.")
 @click.pass_obj
-def migrate_command(operator: Operator) -> None:
+def migrate_command(operator: Operator, *, begin_anew: bool) -> None:
     """Bring the database to the newest schema."""
     settings = operator.settings()
     require_database_file(settings)
     store = Store(settings.database_url, SystemClock())
     try:
+        if not begin_anew and is_empty(store) and (traces := _traces(settings)):
+            raise ConfigurationError(
+                f"the database is empty, and {traces} tells of what was issued: restore a backup "
+                "and `estserver recover`; to begin a new CA all the same, say --begin-anew"
+            )
         click.echo(f"The database has schema {migrate(store)}.")
     finally:
         store.close()
+
+
+def _traces(settings: Settings) -> Path | None:
+    """Return a file outside the database that tells of certificates, or None."""
+    anchor = settings.path(settings.audit.anchor)
+    journal = settings.journal.path
+    places = [anchor] if journal is None else [anchor, *settings.path(journal).glob("*")]
+    return next((path for path in places if path.is_file() and path.stat().st_size), None)

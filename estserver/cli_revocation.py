@@ -1,11 +1,11 @@
 """Commands that revoke: one certificate, or all that have something in common."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.request import Request, urlopen
 
 import click
@@ -21,7 +21,7 @@ from estserver.core import Core
 from estserver.errors import BadInput
 from estserver.model import CertificateRecord, KeyType, RevocationReason
 from estserver.revoking import Revocation, revoke_selected
-from estserver.store.selection import Selection, count, select
+from estserver.store.selection import Selection, count, is_used, select
 
 _PATIENCE_SECONDS = 10
 """Within this time every node says revoked."""
@@ -67,6 +67,7 @@ def selecting(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def selection_of(  # noqa: PLR0913 - one argument an option
+    core: Core,
     *,
     issuer: str | None,
     profile: str | None,
@@ -77,7 +78,12 @@ def selection_of(  # noqa: PLR0913 - one argument an option
     issued_before: datetime | None,
     serials: Path | None,
 ) -> Selection:
-    """Put the options of `selecting` together. Raises BadInput: none was given, or no serial."""
+    """Put the options of `selecting` together.
+
+    Raises BadInput: none was given, no serial, or an issuer or a profile that never was.
+    """
+    _require_known(core, "issuer", issuer, core.chains)
+    _require_known(core, "profile", profile, core.profiles)
     return Selection(
         issuer=issuer,
         profile=profile,
@@ -88,6 +94,16 @@ def selection_of(  # noqa: PLR0913 - one argument an option
         issued_before=issued_before,
         serials=frozenset() if serials is None else _read_serials(serials),
     )
+
+
+def _require_known(
+    core: Core, kind: Literal["issuer", "profile"], name: str | None, configured: Iterable[str]
+) -> None:
+    """Refuse a name that is a typing mistake: "none fit" would read as "nothing to do"."""
+    known = sorted(one for one in configured if not one.startswith("_"))
+    if name is None or name in known or core.store.read(lambda tx: is_used(tx, kind, name)):
+        return
+    raise BadInput(f"there is no {kind} {name}; there are {', '.join(known)}")
 
 
 def _read_serials(path: Path) -> frozenset[int]:
@@ -141,8 +157,8 @@ def revoke_many(
     **options: Any,
 ) -> None:
     """Revoke every valid certificate that fits all options; run again to go on after a crash."""
-    selection = selection_of(**options)
     with operator.core() as core:
+        selection = selection_of(core, **options)
         number = core.store.read(lambda tx: count(tx, selection))
         if dry_run or not number:
             _preview(core, selection, number)

@@ -119,7 +119,7 @@ def user_ids(names: tuple[str, ...]) -> frozenset[int]:
     Raises ConfigurationError: there is no such user.
     """
     try:
-        named = {int(name) if name.isdigit() else pwd.getpwnam(name).pw_uid for name in names}
+        named = {int(name) if name.isdecimal() else pwd.getpwnam(name).pw_uid for name in names}
     except KeyError as error:
         raise ConfigurationError(f"front_users: {error.args[0]}") from error
     return frozenset(named | {0, os.geteuid()})

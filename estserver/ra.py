@@ -254,6 +254,7 @@ class RegistrationAuthority:
         if self._clock.now() - row.created_at > ABANDON_AFTER:
             yield from change(lambda tx: intents.abandon(tx, identifier, origin))
             return None
+        self._issuer(draft.issuer).require_leaf(draft)
         return (yield from self._sign_and_store(enrollment, draft, origin))
 
     # -- approval --------------------------------------------------------------------------------

@@ -627,6 +627,22 @@ def test_doctor_sees_a_crl_that_nobody_renews(live: Live) -> None:
     assert "14% of its life left" in detail
 
 
+def test_migrate_begins_no_new_ca_beside_the_journal_of_the_old(
+    template: Path, tmp_path: Path
+) -> None:
+    live = Workshop(template).make(tmp_path / "instance", start=False)
+    live.start()
+    _enroll(live, _device(Shell(live.directory)))
+    live.stop()
+    (live.directory / "empty.db").touch()
+    path = live.directory / "estserver.toml"
+    text = path.read_text(encoding="utf-8").replace("estserver.db", "empty.db")
+    path.write_text(text, encoding="utf-8")
+    shell = Shell(live.directory)
+    assert "--begin-anew" in shell.refused("migrate")
+    assert "has schema" in shell.run("migrate", "--begin-anew").stdout
+
+
 def test_doctor_sees_a_crl_whose_bytes_are_damaged(live: Live) -> None:
     _sql(Shell(live.directory), "UPDATE crls SET head = zeroblob(40)")
     found = _verdicts(Shell(live.directory), status=1)

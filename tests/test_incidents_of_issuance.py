@@ -4,18 +4,22 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
 import pytest
+import sqlalchemy as sa
 from cryptography import x509
 from cryptography.hazmat import asn1
+from cryptography.hazmat.primitives import hashes
 
-from estserver import pin
+from estserver import failpoints, pin
 from estserver.ca.hierarchy import make_hierarchy
 from estserver.ca.issuer import Issuer, StatusURLs
 from estserver.config import Settings
-from estserver.errors import BadCredentials, MistypedPIN, NotFound, TooManyAttempts
+from estserver.errors import BadCredentials, Fault, MistypedPIN, NotFound, TooManyAttempts
 from estserver.invitations import FREE_TRIES
 from estserver.model import EnrollmentState, Grant, KeyType, Plan, Secret
 from estserver.profiles import Profile
+from estserver.store.tables import certificate_bytes
 from tests.live import ORIGIN, Live, new_key
+from tests.parts import Parts
 from tests.protocols.est_wire import common_name, csr, issued, post, units_used
 
 URLS = StatusURLs("http://h.example/ca", "http://h.example/ocsp", "http://h.example/crl")
@@ -154,3 +158,29 @@ def test_opening_a_link_changes_nothing_and_an_unknown_one_tells_nothing(live: L
     assert {answer.status for answer in unknown} == {404}
     with pytest.raises(NotFound):
         live.core.invitations.by_token("A" * 22)
+
+
+def test_a_stored_draft_that_would_make_a_ca_is_not_signed(parts: Parts) -> None:
+    handover, key = parts.invite(), new_key()
+    failpoints.arm("intent-committed:1:raise")
+    with pytest.raises(Fault):
+        parts.enroll(handover, key)
+    failpoints.disarm()
+    now = parts.clock.now()
+    forged = (
+        x509.CertificateBuilder()
+        .issuer_name(parts.issuer.certificate.subject)
+        .subject_name(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "Evil CA")]))
+        .public_key(key.public_key())
+        .serial_number(7)
+        .not_valid_before(now)
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(new_key(), hashes.SHA256())
+    )
+    written = sa.update(certificate_bytes).values(tbs=forged.tbs_certificate_bytes)
+    parts.store.write(lambda tx: tx.connection.execute(written))
+    with pytest.raises(Fault, match=r"no certificate of ours|would make a CA"):
+        parts.ra.finish(ORIGIN)
+    stored = sa.select(certificate_bytes.c.der)
+    assert parts.store.read(lambda tx: tx.connection.scalars(stored).all()) == [None]

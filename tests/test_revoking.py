@@ -155,6 +155,17 @@ def test_the_command_previews_asks_and_tells_what_ocsp_says(
     assert "say which certificates" in nothing.stderr
 
 
+@pytest.mark.parametrize("option", ["issuer", "profile"])
+def test_a_typing_mistake_is_not_taken_for_nothing_to_do(
+    live: Live, fleet: dict[str, Holder], option: str
+) -> None:
+    arguments = (f"--{option}", "issing", "--reason", "superseded", "--dry-run")
+    refused = run(live, "certificates", "revoke-selected", *arguments)
+    assert refused.exit_code == 1
+    assert f"there is no {option} issing; there are" in refused.stderr
+    assert state(live, fleet["www"]) is CertificateState.VALID
+
+
 def test_serials_come_from_a_file_in_any_form(
     live: Live, fleet: dict[str, Holder], tmp_path: Path
 ) -> None:

@@ -25,6 +25,7 @@ from tests.parts import Parts
         "TARO@example",
         "山",
         "printer-1",
+        "17",
         "printer-17.ex",
         "10.0.",
     ],

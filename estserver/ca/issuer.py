@@ -236,6 +236,25 @@ class Issuer:
             raise Fault(f"issuer {self.name}: the certificate is not the draft")
         return certificate
 
+    def require_leaf(self, draft: Draft) -> None:
+        """Look at a draft that only the database vouches for; raise Fault unless it is no CA's.
+
+        A fresh draft was linted a moment ago; one that waited in a table for its signature may be
+        whatever somebody with the database's password wrote there.
+        """
+        try:
+            unsigned = x509.load_der_x509_certificate(
+                _certificate(draft.tbs, self.algorithm, bytes(1))
+            )
+            constraints = unsigned.extensions.get_extension_for_class(x509.BasicConstraints).value
+            usage = unsigned.extensions.get_extension_for_class(x509.KeyUsage).value
+        except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension) as error:
+            raise Fault(
+                f"issuer {self.name}: the stored draft is no certificate of ours"
+            ) from error
+        if constraints.ca or usage.key_cert_sign or usage.crl_sign:
+            raise Fault(f"issuer {self.name}: the stored draft would make a CA: who wrote it?")
+
     @property
     def algorithm(self) -> bytes:
         """The AlgorithmIdentifier of what this issuer signs, DER."""

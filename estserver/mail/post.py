@@ -208,7 +208,11 @@ class PostOffice:
             return message.as_bytes() if self._signer is None else self._signer.sign(message)
         except Error as error:
             self._note_hopeless(letter, error.detail)
-            return None
+        except Exception as error:
+            # A template or a name that cannot be written must not keep the other letters back.
+            log.exception("mail.unwritable", letter=letter.id, template=letter.template)
+            self._note_hopeless(letter, f"it cannot be written: {type(error).__name__}")
+        return None
 
     def _write(self, letter: Letter, invitation: Invitation | None) -> EmailMessage:
         if invitation is None:

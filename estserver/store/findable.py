@@ -1,5 +1,6 @@
 """Terms: what a registration can be found by, see `search`."""
 
+import re
 import unicodedata
 from collections.abc import Iterable
 
@@ -8,6 +9,7 @@ import sqlalchemy as sa
 from estserver.store.engine import Transaction
 from estserver.store.tables import search_terms
 
+_PARTS = re.compile(r"[\s_.-]+")
 _SHORTEST = 2
 _LONGEST = 200
 
@@ -19,14 +21,11 @@ def folded(text: str) -> str:
 
 def terms_of(name: str, email: str | None, device_id: str | None, names: Iterable[str]) -> set[str]:
     """Return what a registration can be found by; `names` as `kind:value`."""
-    whole = folded(name)
-    words = [word for word in whole.split() if len(word) >= _SHORTEST]
     values = [value.partition(":")[2] for value in names]
-    return {
-        whole,
-        *words,
-        *(folded(text) for text in (email, device_id, *values) if text),
-    } - {""}
+    wholes = {folded(text) for text in (name, email, device_id, *values) if text}
+    # The parts of names of people and devices; those of hosts and addresses are all alike.
+    parts = _PARTS.split(f"{folded(name)} {folded(device_id or '')}")
+    return (wholes | {part for part in parts if len(part) >= _SHORTEST}) - {""}
 
 
 def remember(tx: Transaction, number: str, terms: Iterable[str]) -> None:

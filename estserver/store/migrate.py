@@ -67,6 +67,12 @@ def require_current(store: Store) -> None:
             )
 
 
+def is_empty(store: Store) -> bool:
+    """Tell whether the database has no schema at all."""
+    with store.engine.connect() as connection:
+        return _present(connection) is None
+
+
 def newest() -> str:
     """Return the revision of this program's schema."""
     found = [path.name[:4] for path in (_FOLDER / "versions").glob("[0-9]*.py")]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import cast
+from typing import Literal, cast
 
 import sqlalchemy as sa
 from cryptography.hazmat.primitives.serialization import load_der_public_key
@@ -47,6 +47,12 @@ class Selection:
                 "say which certificates: by issuer, profile, key type, invitation, address, time "
                 "of issue or serials"
             )
+
+
+def is_used(tx: Transaction, column: Literal["issuer", "profile"], name: str) -> bool:
+    """Tell whether any certificate has this issuer or profile."""
+    query = sa.select(sa.exists().where(certificates.c[column] == name))
+    return bool(tx.connection.execute(query).scalar_one())
 
 
 def select(
