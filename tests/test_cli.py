@@ -21,12 +21,11 @@ from click.testing import CliRunner
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from estserver import cli_listing
 from estserver.authentication import PINCredential
 from estserver.ca.ceremony import InstanceOptions, create_instance
 from estserver.ca.issuer import Issuer, StatusURLs
 from estserver.ca.keys import load_key, read_secret
-from estserver.cli import main
+from estserver.cli import listing, main
 from estserver.core import open_core
 from estserver.csr import read_csr
 from estserver.model import Origin, RevocationReason, Via
@@ -300,7 +299,7 @@ def test_no_secret_is_shown_twice(shell: Shell) -> None:
 def test_long_lists_come_in_pages_and_say_when_something_is_left_out(
     shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli_listing, "_PAGE", 2)
+    monkeypatch.setattr(listing, "_PAGE", 2)
     numbers = [_device(shell)["number"] for _ in range(5)]
     listed = [row["number"] for row in shell.json("invitations", "list")]
     assert sorted(listed) == sorted(numbers)

@@ -77,8 +77,7 @@ def _room(module: str) -> str:
 
 
 def _level(room: str) -> int:
-    stem = room.partition("_")[0] if room.startswith("cli") else room
-    return next(level for level, rooms in enumerate(ROOMS) if stem in rooms)
+    return next(level for level, rooms in enumerate(ROOMS) if room in rooms)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=_name)

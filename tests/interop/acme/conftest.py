@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from estserver.cli_acme import print_acme
+from estserver.cli.acme_handover import print_acme
 from estserver.invitations import Handover
 from tests.interop.acme.world import World, make_world, old_template
 from tests.interop.commands import Shell

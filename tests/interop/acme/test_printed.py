@@ -2,7 +2,7 @@
 
 import pytest
 
-from estserver.cli_acme import print_acme
+from estserver.cli.acme_handover import print_acme
 from estserver.invitations import Handover
 from tests.interop.acme.world import World
 

@@ -5,8 +5,8 @@ from dataclasses import asdict
 
 import click
 
-from estserver.cli_operator import Operator
-from estserver.cli_output import print_json
+from estserver.cli.operator import Operator
+from estserver.cli.output import print_json
 from estserver.core import SystemClock
 from estserver.doctor import Verdict, examine
 from estserver.verification import Verification, record, verify

@@ -8,9 +8,9 @@ import click
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from estserver.cli_listing import JSON, LIMIT, collect, find_certificate
-from estserver.cli_operator import DURATION, SERIAL, Operator, Serial
-from estserver.cli_output import (
+from estserver.cli.listing import JSON, LIMIT, collect, find_certificate
+from estserver.cli.operator import DURATION, SERIAL, Operator, Serial
+from estserver.cli.output import (
     Columns,
     certificate_row,
     enrollment_row,
@@ -23,7 +23,7 @@ from estserver.cli_output import (
     print_json,
     print_rows,
 )
-from estserver.cli_revocation import revoke, revoke_many
+from estserver.cli.revocation import revoke, revoke_many
 from estserver.core import Core
 from estserver.errors import NotFound
 from estserver.model import (

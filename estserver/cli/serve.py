@@ -6,7 +6,7 @@ import os
 
 import click
 
-from estserver.cli_operator import Operator
+from estserver.cli.operator import Operator
 
 
 @click.command()

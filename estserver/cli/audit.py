@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from estserver.cli_operator import DATE, Operator
+from estserver.cli.operator import DATE, Operator
 from estserver.store import Store, audit_checks, from_unix
 
 

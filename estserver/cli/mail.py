@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import click
 
-from estserver.cli_listing import JSON, LIMIT, collect
-from estserver.cli_operator import Operator
-from estserver.cli_output import Columns, iso, print_rows
+from estserver.cli.listing import JSON, LIMIT, collect
+from estserver.cli.operator import Operator
+from estserver.cli.output import Columns, iso, print_rows
 from estserver.errors import Conflict, NotFound
 from estserver.mail import as_text
 from estserver.model import Event

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from estserver.ca.hierarchy import fingerprint
-from estserver.cli_acme import acme_row, print_acme
+from estserver.cli.acme_handover import acme_row, print_acme
 from estserver.config import Settings
 from estserver.core import Core
 from estserver.errors import ConfigurationError

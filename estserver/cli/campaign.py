@@ -6,10 +6,10 @@ from typing import Any
 import click
 
 from estserver.campaigns import Campaigns
-from estserver.cli_listing import JSON
-from estserver.cli_operator import DATE, Operator
-from estserver.cli_output import Columns, hint, iso, print_fields, print_rows
-from estserver.cli_revocation import selecting, selection_of
+from estserver.cli.listing import JSON
+from estserver.cli.operator import DATE, Operator
+from estserver.cli.output import Columns, hint, iso, print_fields, print_rows
+from estserver.cli.revocation import selecting, selection_of
 from estserver.core import Core
 from estserver.store.campaigns import Campaign, Progress
 from estserver.store.selection import count

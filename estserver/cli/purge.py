@@ -4,9 +4,9 @@ from dataclasses import asdict
 
 import click
 
-from estserver.cli_listing import JSON
-from estserver.cli_operator import Operator
-from estserver.cli_output import hint, print_json
+from estserver.cli.listing import JSON
+from estserver.cli.operator import Operator
+from estserver.cli.output import hint, print_json
 from estserver.retention import Purge
 
 

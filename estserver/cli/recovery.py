@@ -9,8 +9,8 @@ import click
 
 from estserver import backup, config, recovery
 from estserver.anchor import AnchorFile
-from estserver.cli_operator import Operator
-from estserver.cli_output import hint, iso, print_json, shown
+from estserver.cli.operator import Operator
+from estserver.cli.output import hint, iso, print_json, shown
 from estserver.core import SystemClock
 from estserver.journal import Reading
 from estserver.store.refilling import Lost

@@ -5,8 +5,8 @@ from typing import TypeVar
 
 import click
 
-from estserver.cli_operator import Serial
-from estserver.cli_output import hint
+from estserver.cli.operator import Serial
+from estserver.cli.output import hint
 from estserver.core import Core
 from estserver.errors import Conflict, NotFound
 from estserver.model import CertificateRecord

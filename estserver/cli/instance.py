@@ -9,15 +9,15 @@ import click
 from estserver import config
 from estserver.ca import ceremony
 from estserver.ca.hierarchy import KEY_TYPES
-from estserver.cli_operator import DATE, DURATION, Operator
-from estserver.cli_output import (
+from estserver.cli.operator import DATE, DURATION, Operator
+from estserver.cli.output import (
     handover_row,
     hint,
     print_handover,
     print_instance,
     print_json,
 )
-from estserver.cli_records import mail_out
+from estserver.cli.records import mail_out
 from estserver.config import Settings
 from estserver.core import SystemClock, require_database_file
 from estserver.errors import BadInput, ConfigurationError

@@ -18,8 +18,8 @@ from estserver.ca.hierarchy import KEY_TYPES, common_name, fingerprint
 from estserver.ca.keys import read_secret
 from estserver.ca.rollover import Added, Ceremony, Outside, certify
 from estserver.ca.root_folder import open_root
-from estserver.cli_operator import Operator
-from estserver.cli_output import Columns, hint, iso, print_fields, print_rows
+from estserver.cli.operator import Operator
+from estserver.cli.output import Columns, hint, iso, print_fields, print_rows
 from estserver.core import SystemClock, require_database_file
 from estserver.model import Event, KeyType
 from estserver.store import Store, require_current

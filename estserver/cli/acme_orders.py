@@ -2,8 +2,8 @@
 
 import click
 
-from estserver.cli_operator import Operator
-from estserver.cli_output import Columns, iso, print_rows
+from estserver.cli.operator import Operator
+from estserver.cli.output import Columns, iso, print_rows
 from estserver.protocols.acme import failure_records, failures
 
 

@@ -2,9 +2,9 @@
 
 import click
 
-from estserver.cli_listing import JSON
-from estserver.cli_operator import Operator
-from estserver.cli_output import Columns, iso, print_rows
+from estserver.cli.listing import JSON
+from estserver.cli.operator import Operator
+from estserver.cli.output import Columns, iso, print_rows
 from estserver.errors import NotFound
 from estserver.model import Event
 from estserver.store import Transaction, crls

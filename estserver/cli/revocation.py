@@ -14,9 +14,9 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
 
-from estserver.cli_listing import find_certificate
-from estserver.cli_operator import DATE, SERIAL, Operator, Serial
-from estserver.cli_output import hint
+from estserver.cli.listing import find_certificate
+from estserver.cli.operator import DATE, SERIAL, Operator, Serial
+from estserver.cli.output import hint
 from estserver.core import Core
 from estserver.errors import BadInput
 from estserver.model import CertificateRecord, KeyType, RevocationReason
