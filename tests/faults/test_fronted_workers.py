@@ -56,9 +56,9 @@ def ticks(pid: int) -> int:
 @pytest.mark.row("INC-25", "I1", "I2", "I3", "I9")
 def test_each_worker_serves_the_socket_whichever_is_killed(fronted: Process) -> None:
     def kill_one_after_the_other() -> None:
-        for number in range(2):
+        for ready in (3, 4):
             os.kill(workers(fronted)[0], signal.SIGKILL)
-            fronted.until(lambda after=3 + number: fronted.told("worker.ready") == after)
+            fronted.until(partial(has_told, fronted, ready))
 
     received = Crowd([fronted], 30).live_through(kill_one_after_the_other)
     # None left: the supervisor holds the socket, where those who come meanwhile wait.
