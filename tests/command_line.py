@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from estserver.cli import main
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def own_logging() -> Iterator[None]:
     """Commands configure logging for a process of their own; give the tests theirs back."""
     root = logging.getLogger()

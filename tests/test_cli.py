@@ -35,7 +35,6 @@ from tests.live import Holder, Live, MovableClock, Workshop, free_ports, make_cs
 from tests.parts import unguard_audit
 
 ORIGIN = Origin("test", "cli")
-pytestmark = pytest.mark.usefixtures("own_logging")
 
 
 @pytest.fixture

@@ -47,7 +47,6 @@ from tests.live import (
 from tests.rollover import PROFILES, Rollover, write_pem
 from tests.web.visitor import Visitor
 
-pytestmark = pytest.mark.usefixtures("own_logging")
 _PASSWORD = "open sesame"
 
 

@@ -1,7 +1,7 @@
 """Enrollments and certificates: rows in, frozen values out."""
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -414,7 +414,6 @@ def superseded(
             newer.c.created_at <= to_unix(renewed_before),
             newer.c.renews.is_not(None),
             newer.c.enrollment >= begin,
-            newer.c.enrollment <= first_id(renewed_before + timedelta(days=1)),
         )
         .distinct()
         .limit(1000)
