@@ -332,7 +332,7 @@ def page(
     """
     query = sa.select(certificates).limit(limit)
     if state is CertificateState.EXPIRED or expiring_before is not None:
-        query = query.where(certificates.c.state == CertificateState.VALID.value)
+        query = query.where(_is_valid(certificates))
         return [
             _record(row)
             for row in tx.connection.execute(_by_end(tx, query, expiring_before, before))
@@ -408,9 +408,9 @@ def superseded(
         .join(newer, newer.c.renews == certificates.c.enrollment)
         .where(
             certificates.c.profile == profile,
-            certificates.c.state == CertificateState.VALID.value,
+            _is_valid(certificates),
             certificates.c.not_after >= tx.at,
-            newer.c.state == CertificateState.VALID.value,
+            _is_valid(newer),
             newer.c.created_at <= to_unix(renewed_before),
             newer.c.renews.is_not(None),
             newer.c.enrollment >= begin,
@@ -419,6 +419,11 @@ def superseded(
         .limit(1000)
     )
     return list(tx.connection.execute(query).scalars())
+
+
+def _is_valid(table: sa.FromClause) -> sa.ColumnElement[bool]:
+    """Ask for the state in a way that tempts no planner to walk along all that is valid."""
+    return table.c.state + "" == CertificateState.VALID.value
 
 
 def _one(tx: Transaction, condition: sa.ColumnElement[bool]) -> CertificateRecord | None:
