@@ -104,7 +104,7 @@ def walk(steps: Steps[T], store: Store) -> T:
             try:
                 outcome = _do(step, store)
             # Whatever goes wrong is the walk's to judge, at the place where it asked.
-            except BaseException as error:  # noqa: BLE001
+            except BaseException as error:  # noqa: BLE001 - see above
                 step = steps.throw(error)
             else:
                 step = steps.send(outcome)

@@ -12,9 +12,9 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from estserver.model import Language  # noqa: E402 - the tests are no installed package
-from tests.browsers.chromium import Chromium  # noqa: E402
-from tests.browsers.gallery import TOML, Gallery  # noqa: E402
-from tests.live import Workshop, make_template  # noqa: E402
+from tests.browsers.chromium import Chromium  # noqa: E402 - see above
+from tests.browsers.gallery import TOML, Gallery  # noqa: E402 - see above
+from tests.live import Workshop, make_template  # noqa: E402 - see above
 
 WIDTHS = {1280: 900, 360: 740}
 """Width and height of a window: a desk and a telephone."""

@@ -25,7 +25,7 @@ SETTLED = timedelta(minutes=11)
 def note(store: Store, count: int) -> None:
     for number in range(count):
         event = Event("test.noted", "somebody", f"thing {number}", {"n": number})
-        store.write(lambda tx, event=event: tx.audit(event, ORIGIN))  # type: ignore[misc]
+        store.write(lambda tx, event=event: tx.audit(event, ORIGIN))  # type: ignore[misc]  # defaults bind the loop variable
 
 
 def make_trail(url: str, clock: MovableClock) -> Store:
@@ -124,7 +124,7 @@ def test_rows_that_come_after_the_anchor_fit_it(
             assert len(file.read()) == hours + 1
             clock.advance(timedelta(hours=1))
             note(store, 3)
-        judge = lambda tx: list(audit_checks.broken_links(tx.connection, file.read()))  # noqa: E731
+        judge = lambda tx: list(audit_checks.broken_links(tx.connection, file.read()))  # noqa: E731 - one line twice
         assert store.read(judge) == []
 
 

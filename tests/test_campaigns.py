@@ -59,7 +59,7 @@ def windows(live: Live, holder: Holder) -> list[tuple[datetime, datetime]]:
 def campaign(live: Live, **fields: object) -> Campaign:
     now = live.clock.now()
     made = Campaign("p256", now, now + timedelta(days=14), None, "test", None)
-    return replace(made, **fields)  # type: ignore[arg-type]
+    return replace(made, **fields)  # type: ignore[arg-type]  # fields as tests name them
 
 
 def start(live: Live, one: Campaign, selection: Selection = DEVICES, *, mail: bool = False) -> int:

@@ -25,7 +25,7 @@ from tests.live import MovableClock
 
 
 def _create(directory: Path, **options: object) -> Instance:
-    return create_instance(directory, MovableClock(), InstanceOptions(**options))  # type: ignore[arg-type]
+    return create_instance(directory, MovableClock(), InstanceOptions(**options))  # type: ignore[arg-type]  # options as tests name them
 
 
 def _text(certificate: x509.Certificate, oid: x509.ObjectIdentifier) -> str:

@@ -468,7 +468,7 @@ def unreadable(path: Path) -> None:
 @pytest.mark.parametrize(
     "make",
     [
-        lambda path: None,  # noqa: ARG005
+        lambda path: None,  # noqa: ARG005 - called with a path
         unreadable,
         lambda path: path.write_bytes(b""),
         lambda path: path.write_bytes(b"\xff\xfe"),

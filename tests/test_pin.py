@@ -93,7 +93,7 @@ def test_swapped_neighbours_are_caught_but_for_one_pair_of_symbols() -> None:
     for _ in range(5000):
         body = chance.choices(pin.ALPHABET, k=pin.SHORT)
         chosen = iter(body)
-        whole = pin.generate(pin.SHORT, choose=lambda _, c=chosen: next(c)).reveal()  # type: ignore[misc]
+        whole = pin.generate(pin.SHORT, choose=lambda _, c=chosen: next(c)).reveal()  # type: ignore[misc]  # defaults bind the loop variable
         whole = whole.replace("-", "")
         for place in range(pin.SHORT):
             first, second = whole[place], whole[place + 1]

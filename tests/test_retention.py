@@ -13,6 +13,7 @@ from estserver.errors import Conflict, NotFound
 from estserver.model import Door, RevocationReason
 from estserver.retention import Purge, Purged
 from estserver.settings import Retention
+from estserver.store import Transaction
 from estserver.store.audit_checks import PURGE
 from estserver.store.purging import PURGED
 from estserver.store.tables import audit_events
@@ -39,8 +40,8 @@ def enroll(live: Live) -> tuple[str, Holder]:
 def everything(live: Live) -> bytes:
     """All that the database says, as one heap of octets."""
 
-    def read(tx: object) -> bytes:
-        connection = tx.connection  # type: ignore[attr-defined]
+    def read(tx: Transaction) -> bytes:
+        connection = tx.connection
         names = sa.inspect(connection).get_table_names()
         rows = [connection.exec_driver_sql(f"SELECT * FROM {name}").all() for name in names]
         return b"".join(

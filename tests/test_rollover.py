@@ -218,7 +218,7 @@ def test_a_wrong_certificate_is_refused_and_nothing_changes(
     csr = _requested(shell)
     before = _files(shell)
     given, said = _WRONG[wrong]
-    certificate = _certify(csr, corporate, **given)  # type: ignore[arg-type]
+    certificate = _certify(csr, corporate, **given)  # type: ignore[arg-type]  # arguments as tests name them
     write_pem(tmp_path / "wrong.crt", certificate, corporate.certificate)
     assert said in shell.refused("ca", "install", "corporate", str(tmp_path / "wrong.crt"))
     assert _files(shell) == before

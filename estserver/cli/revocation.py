@@ -212,7 +212,7 @@ def _says_revoked(core: Core, record: CertificateRecord) -> bool | None:
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while True:
         try:
-            with urlopen(request, timeout=_PATIENCE_SECONDS) as answer:  # noqa: S310
+            with urlopen(request, timeout=_PATIENCE_SECONDS) as answer:  # noqa: S310 - the same URL
                 response = ocsp.load_der_ocsp_response(answer.read())
         except (OSError, HTTPException, ValueError):
             # Nobody there, or somebody else, such as the page of a proxy.

@@ -11,7 +11,7 @@ def expiry_entry(uid: str, *, ends: datetime, made: datetime, title: str, text: 
     `uid` names the event for ever: the same entry sent twice stays one event in the calendar.
     """
     # A quarter of a second to import, for letters that leave in the background.
-    from icalendar import Alarm, Calendar, Event  # noqa: PLC0415
+    from icalendar import Alarm, Calendar, Event  # noqa: PLC0415 - see above
 
     event = Event()
     event.add("uid", uid)

@@ -14,7 +14,7 @@ from sqlalchemy.dialects.postgresql import psycopg
 
 _DIALECTS: Mapping[str, sa.Dialect] = {
     "sqlite": sqlite.dialect(paramstyle="named"),
-    "postgresql": psycopg.dialect(),  # type: ignore[no-untyped-call]
+    "postgresql": psycopg.dialect(),  # type: ignore[no-untyped-call]  # SQLAlchemy has no type there
 }
 _KEEP_COUNT = {"preserve_rowcount": True}
 

@@ -247,8 +247,8 @@ def _renew(course: Course, served: Served, subject: str, name: str, *, keep_aliv
 def behind_front(name: str, course: Course, stack: ExitStack) -> list[Measurement]:
     """Behind a proxy, set up by its example in conf/; `name`: haproxy or nginx."""
     # The tests adapt the examples; whoever has no tests has no examples to measure either.
-    from tests.interop.fronts import Front, behind  # noqa: PLC0415
-    from tests.live import Live, MovableClock  # noqa: PLC0415
+    from tests.interop.fronts import Front, behind  # noqa: PLC0415 - only where a front is measured
+    from tests.live import Live, MovableClock  # noqa: PLC0415 - only where a front is measured
 
     program(name, "nginx-light" if name == "nginx" else name)
     folder = course.folder / f"front-{name}"

@@ -22,5 +22,5 @@ def _deliver_first(
     return Issued(enrollment.id, der, repeated=False)
 
 
-RegistrationAuthority._sign_and_store = _deliver_first  # type: ignore[method-assign]
+RegistrationAuthority._sign_and_store = _deliver_first  # type: ignore[method-assign]  # the bug that is planted
 main()

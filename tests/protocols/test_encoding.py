@@ -164,15 +164,15 @@ class _Values(core.SetOf):  # type: ignore[misc]  # asn1crypto has no types
     _child_spec = core.Any
 
 
-class _Attribute(core.Sequence):  # type: ignore[misc]
+class _Attribute(core.Sequence):  # type: ignore[misc]  # asn1crypto has no types
     _fields = [("type", core.ObjectIdentifier), ("values", _Values)]  # noqa: RUF012 - its way
 
 
-class _AttrOrOID(core.Choice):  # type: ignore[misc]
-    _alternatives = [("oid", core.ObjectIdentifier), ("attribute", _Attribute)]  # noqa: RUF012
+class _AttrOrOID(core.Choice):  # type: ignore[misc]  # asn1crypto has no types
+    _alternatives = [("oid", core.ObjectIdentifier), ("attribute", _Attribute)]  # noqa: RUF012 - how asn1crypto declares
 
 
-class _CsrAttrs(core.SequenceOf):  # type: ignore[misc]
+class _CsrAttrs(core.SequenceOf):  # type: ignore[misc]  # asn1crypto has no types
     _child_spec = _AttrOrOID
 
 

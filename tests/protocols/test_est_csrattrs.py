@@ -30,15 +30,15 @@ ED25519 = "1.3.101.112"
 NAMES = ("dns:p17.example.ac.jp", "ip:192.0.2.17")
 
 
-class Attribute(core.Sequence):  # type: ignore[misc]
-    _fields = [("type", core.ObjectIdentifier), ("values", core.SetOf, {"spec": core.Any})]  # noqa: RUF012
+class Attribute(core.Sequence):  # type: ignore[misc]  # asn1crypto has no types
+    _fields = [("type", core.ObjectIdentifier), ("values", core.SetOf, {"spec": core.Any})]  # noqa: RUF012 - how asn1crypto declares
 
 
-class AttrOrOID(core.Choice):  # type: ignore[misc]
-    _alternatives = [("oid", core.ObjectIdentifier), ("attribute", Attribute)]  # noqa: RUF012
+class AttrOrOID(core.Choice):  # type: ignore[misc]  # asn1crypto has no types
+    _alternatives = [("oid", core.ObjectIdentifier), ("attribute", Attribute)]  # noqa: RUF012 - how asn1crypto declares
 
 
-class CsrAttrs(core.SequenceOf):  # type: ignore[misc]
+class CsrAttrs(core.SequenceOf):  # type: ignore[misc]  # asn1crypto has no types
     _child_spec = AttrOrOID
 
 

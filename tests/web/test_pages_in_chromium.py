@@ -269,7 +269,7 @@ def test_the_key_type_that_was_chosen_is_made(shared: Live, open_page: Open) -> 
     password = page.input_value("[name=p12-password]")
     file = opened(issue(page), password)
     assert file.key is not None
-    assert file.key.key_size == 256  # type: ignore[union-attr]
+    assert file.key.key_size == 256  # type: ignore[union-attr]  # made as P-256
 
 
 @pytest.mark.row("SEED-07", "SEED-18")
