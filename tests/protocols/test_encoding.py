@@ -24,6 +24,7 @@ from estserver.protocols.encoding import (
     csr_attributes,
     wrap_base64,
 )
+from tests.protocols.csr_attributes import CsrAttrs
 
 OID = x509.ObjectIdentifier
 KEY = ec.generate_private_key(ec.SECP256R1())
@@ -160,26 +161,10 @@ def test_rfc9908_5_the_vectors_come_out_byte_for_byte(
     assert base64.b64encode(der).decode() == expected
 
 
-class _Values(core.SetOf):  # type: ignore[misc]  # asn1crypto has no types
-    _child_spec = core.Any
-
-
-class _Attribute(core.Sequence):  # type: ignore[misc]  # asn1crypto has no types
-    _fields = [("type", core.ObjectIdentifier), ("values", _Values)]  # noqa: RUF012 - its way
-
-
-class _AttrOrOID(core.Choice):  # type: ignore[misc]  # asn1crypto has no types
-    _alternatives = [("oid", core.ObjectIdentifier), ("attribute", _Attribute)]  # noqa: RUF012 - how asn1crypto declares
-
-
-class _CsrAttrs(core.SequenceOf):  # type: ignore[misc]  # asn1crypto has no types
-    _child_spec = _AttrOrOID
-
-
 def read_csr_attributes(der: bytes) -> list[CSRAttribute]:
     """Read CsrAttrs as a tolerant client does: any OID, any value, an empty SET too."""
     found: list[CSRAttribute] = []
-    for element in _CsrAttrs.load(der, strict=True):
+    for element in CsrAttrs.load(der, strict=True):
         if element.name == "oid":
             found.append(OID(element.chosen.dotted))
         else:

@@ -6,12 +6,12 @@ from ipaddress import ip_address
 from typing import Any
 
 import pytest
-from asn1crypto import core
 from asn1crypto import x509 as asn1_x509
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from tests.live import Answer, Holder, Live, basic, new_key
+from tests.protocols.csr_attributes import CsrAttrs
 from tests.protocols.est_wire import (
     CHALLENGE_PASSWORD,
     EXTENSION_REQUEST,
@@ -28,18 +28,6 @@ EC = "1.2.840.10045.2.1"
 RSA = "1.2.840.113549.1.1.1"
 ED25519 = "1.3.101.112"
 NAMES = ("dns:p17.example.ac.jp", "ip:192.0.2.17")
-
-
-class Attribute(core.Sequence):  # type: ignore[misc]  # asn1crypto has no types
-    _fields = [("type", core.ObjectIdentifier), ("values", core.SetOf, {"spec": core.Any})]  # noqa: RUF012 - how asn1crypto declares
-
-
-class AttrOrOID(core.Choice):  # type: ignore[misc]  # asn1crypto has no types
-    _alternatives = [("oid", core.ObjectIdentifier), ("attribute", Attribute)]  # noqa: RUF012 - how asn1crypto declares
-
-
-class CsrAttrs(core.SequenceOf):  # type: ignore[misc]  # asn1crypto has no types
-    _child_spec = AttrOrOID
 
 
 def read(answer: Answer) -> tuple[list[str], dict[str, list[Any]]]:
