@@ -13,7 +13,8 @@ from estserver.settings import ACME
 from estserver.throttling import source_key
 
 _HOUR = 3600.0
-_MAX_KEYS = 100_000
+MAX_KEYS = 100_000
+"""More are not remembered, however many networks come."""
 
 
 class HourlyLimit:
@@ -40,9 +41,14 @@ class HourlyLimit:
                     f"more than {self._per_hour} {self._what} in an hour: try again later",
                     retry_after=timedelta(seconds=wait),
                 )
-            if len(self._rested_at) >= _MAX_KEYS:
-                self._rested_at = {k: at for k, at in self._rested_at.items() if at > now}
+            if len(self._rested_at) >= MAX_KEYS and key not in self._rested_at:
+                self._forget(now)
             self._rested_at[key] = rested_at
+
+    def _forget(self, now: float) -> None:
+        """Make room: keys as good as new go, and of the others all but those that spent most."""
+        busy = sorted(((at, key) for key, at in self._rested_at.items() if at > now), reverse=True)
+        self._rested_at = {key: at for at, key in busy[: MAX_KEYS // 2]}
 
 
 class OrderLimits:

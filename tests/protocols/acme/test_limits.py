@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 
 from estserver.errors import TooManyAttempts
-from estserver.protocols.acme.limits import HourlyLimit
+from estserver.protocols.acme.limits import MAX_KEYS, HourlyLimit
 from tests.live import Live
 from tests.parts import StillClock
 from tests.protocols.acme.wire import Client, Reply, registered
@@ -87,3 +87,15 @@ def test_a_limit_lets_through_what_it_says_in_any_hour() -> None:
         limit.spend("one")
     # Refilled evenly: the next is due a minute after the last, and asking too early costs nothing.
     assert {round(wait.total_seconds()) for wait in waited} == {60}
+
+
+def test_a_limit_remembers_who_spent_most_when_the_whole_internet_comes() -> None:
+    clock = StillClock()
+    limit = HourlyLimit("new orders", 2, clock)
+    for _ in range(2):
+        limit.spend("greedy")
+    for stranger in range(MAX_KEYS + MAX_KEYS // 2):
+        limit.spend(str(stranger))
+    assert len(limit._rested_at) <= MAX_KEYS
+    with pytest.raises(TooManyAttempts):
+        limit.spend("greedy")
