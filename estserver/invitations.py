@@ -132,7 +132,8 @@ class Invitations:
     def _check(self, registration: Registration) -> Invitation:
         profile = self._profiles.get(registration.profile)
         if profile is None or profile.name.startswith("_"):
-            raise BadInput(f"there is no profile {registration.profile}")
+            known = ", ".join(sorted(name for name in self._profiles if not name.startswith("_")))
+            raise BadInput(f"there is no profile {registration.profile}; there are {known}")
         if not 1 <= registration.units <= 1_000_000:
             raise BadInput("max must be between 1 and 1000000")
         _require_sensible(registration.expires)

@@ -150,9 +150,8 @@ class Profile:
         }
         if missing := [need for need in self.settings.requires if not have[need]]:
             raise BadInput(f"profile {self.name} needs: {', '.join(missing)}")
-        if closed := invitation.doors - set(self.settings.doors):
-            doors = ", ".join(sorted(closed))
-            raise BadInput(f"profile {self.name} does not open the door {doors}")
+        for door in sorted(invitation.doors):
+            self.require_door(door)
         grant = self.grant(invitation)
         # Templates may fill in what only this program's settings bound: an organization's name.
         read_name(grant.subject.public_bytes())
@@ -235,7 +234,8 @@ class Profile:
     def require_door(self, door: Door) -> None:
         """Raise BadInput unless the profile may be used through `door`."""
         if door not in self.settings.doors:
-            raise BadInput(f"profile {self.name} does not open the door {door}")
+            opens = ", ".join(self.settings.doors) or "none"
+            raise BadInput(f"profile {self.name} does not open the door {door}, only: {opens}")
 
     def plan(self, csr: CSR, grant: Grant, now: datetime) -> Plan:
         """Decide one certificate.

@@ -223,13 +223,16 @@ def test_with_a_mail_server_the_mail_waits_for_the_server(template: Path, tmp_pa
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--profile", "nobody"], "there is no profile nobody"),
+        (
+            ["--profile", "nobody"],
+            "there is no profile nobody; there are device, mail, officer, person, server",
+        ),
         (["--profile", "_tls", "--dns", "a.example"], "there is no profile _tls"),
         (["--profile", "person"], "profile person needs: name, email"),
         (["--profile", "device"], "needs a name to certify"),
         (
             ["--profile", "device", "--device-id", "x", "--door", "web"],
-            "does not open the door web",
+            "does not open the door web, only: est, acme",
         ),
         (["--profile", "server", "--dns", "not a host"], "is not a host name"),
         (["--profile", "device", "--dns", "*.example.org"], "does not certify wildcards"),
