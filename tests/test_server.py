@@ -17,7 +17,6 @@ import sqlalchemy as sa
 import structlog
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from sqlalchemy.engine import make_url
 
 from estserver import config, server
 from estserver.core import open_core
@@ -204,7 +203,8 @@ def test_a_client_that_hangs_up_before_its_certificate_comes_is_no_fault(live: L
         f"Content-Type: application/pkcs10\r\nAuthorization: {basic(handover)}\r\n"
         f"Content-Length: {len(body)}\r\n\r\n"
     )
-    database = str(make_url(live.settings.database.url).database)
+    database = live.settings.database_file
+    assert database is not None
     address = ("127.0.0.1", live.port("devices"))
     with (
         structlog.testing.capture_logs() as lines,
