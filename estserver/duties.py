@@ -23,6 +23,8 @@ log = structlog.get_logger("estserver.duties")
 
 NODE = "node "
 """Begins the name of the lease that a node holds for as long as it lives."""
+FIRST_SECONDS = 60
+"""The first turn comes no later: a server that never lives an hour still does what is hourly."""
 _SHORTEST_TERM = timedelta(seconds=8)
 _MISSED_TURNS = 3
 
@@ -61,8 +63,10 @@ class Duties:
 
     async def perform(self, duty: Duty) -> None:
         """Do a duty for ever; a failure is logged and tried again."""
+        pause = min(duty.seconds, FIRST_SECONDS)
         while True:
-            await asyncio.sleep(duty.seconds)
+            await asyncio.sleep(pause)
+            pause = duty.seconds
             try:
                 if not duty.alone or await self._is_ours(duty):
                     await duty.work()

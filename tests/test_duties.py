@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from estserver import duties
 from estserver.duties import Duties, Duty, node_name
 from estserver.errors import Unavailable
 from estserver.store import Transaction, leases
@@ -85,12 +86,12 @@ class Turns:
             name: Duties(parts.store, parts.clock, name, executor) for name in ("a", "b")
         }
 
-    def begin(self, name: str, *, alone: bool = True) -> asyncio.Task[None]:
+    def begin(self, name: str, *, alone: bool = True, seconds: float = 0) -> asyncio.Task[None]:
         async def work() -> None:
             self.done.append(name)
             self._turn.set()
 
-        duty = Duty("crls", 0, work, alone=alone)
+        duty = Duty("crls", seconds, work, alone=alone)
         return asyncio.create_task(self.duties[name].perform(duty))
 
     async def until(self, happened: Callable[[], bool]) -> None:
@@ -133,6 +134,16 @@ async def test_a_duty_goes_over_at_once_when_its_holder_leaves(turns: Turns) -> 
     await asyncio.gather(second, return_exceptions=True)
 
 
+async def test_a_server_that_never_lives_an_hour_still_does_what_is_hourly(
+    turns: Turns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(duties, "FIRST_SECONDS", 0)
+    task = turns.begin("a", seconds=3600)
+    await turns.until(lambda: turns.done == ["a"])
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
 async def test_what_every_worker_does_needs_no_lease(both: Parts, turns: Turns) -> None:
     tasks = [turns.begin(name, alone=False) for name in ("a", "b")]
     await turns.until(lambda: set(turns.done) == {"a", "b"})
@@ -144,21 +155,21 @@ async def test_what_every_worker_does_needs_no_lease(both: Parts, turns: Turns) 
 
 def test_a_lease_at_hand_is_not_written_at_every_turn(parts: Parts) -> None:
     with ThreadPoolExecutor(1) as executor:
-        duties = Duties(parts.store, parts.clock, "a", executor)
-        assert duties._take("crls", TERM)
+        own = Duties(parts.store, parts.clock, "a", executor)
+        assert own._take("crls", TERM)
         first = parts.store.read(lambda tx: leases.get(tx, "crls"))
         parts.clock.advance(TERM / 3)
-        assert duties._take("crls", TERM)
+        assert own._take("crls", TERM)
         assert parts.store.read(lambda tx: leases.get(tx, "crls")) == first
         parts.clock.advance(TERM / 3)
-        assert duties._take("crls", TERM)
+        assert own._take("crls", TERM)
         assert parts.store.read(lambda tx: leases.get(tx, "crls")) != first
 
 
 def test_leaving_without_a_database_is_no_stumble(parts: Parts) -> None:
     with ThreadPoolExecutor(1) as executor:
-        duties = Duties(parts.store, parts.clock, "a", executor)
+        own = Duties(parts.store, parts.clock, "a", executor)
         parts.store.close()
-        duties.leave()
+        own.leave()
     with pytest.raises(Unavailable):
         parts.store.write(lambda tx: leases.leave(tx, "a"))
