@@ -23,6 +23,7 @@ from estserver import public_keys
 from estserver.csr import KeyDescription, allows, check_key, describe_key, read_csr
 from estserver.errors import ConfigurationError, KeyNotAllowed
 from estserver.model import KeyType
+from tests.der import oid, tlv
 
 P256 = bytes.fromhex(
     "046b17d1f2e12c4247f8bce6e563a440f277037d812deb33a0f4a13945d898c296"
@@ -30,19 +31,6 @@ P256 = bytes.fromhex(
 )
 RSA_2048 = rsa.generate_private_key(65537, 2048)
 MODULUS = RSA_2048.public_key().public_numbers().n
-
-
-def tlv(tag: int, *parts: bytes) -> bytes:
-    content = b"".join(parts)
-    size = len(content)
-    if size < 0x80:
-        return bytes([tag, size]) + content
-    octets = (size.bit_length() + 7) // 8
-    return bytes([tag, 0x80 | octets]) + size.to_bytes(octets) + content
-
-
-def oid(dotted: str) -> bytes:
-    return asn1.encode_der(x509.ObjectIdentifier(dotted))
 
 
 def spki(algorithm: str, parameters: bytes, key: bytes) -> bytes:

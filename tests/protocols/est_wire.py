@@ -12,7 +12,6 @@ from typing import Any, Self
 
 import sqlalchemy as sa
 from cryptography import x509
-from cryptography.hazmat import asn1
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -21,6 +20,7 @@ from estserver.invitations import Handover
 from estserver.model import CertificateRecord
 from estserver.store import certificates
 from estserver.store.tables import audit_events
+from tests.der import attribute, oid, tlv
 from tests.live import Answer, Holder, Live, basic, make_csr, new_key
 
 EST = "/.well-known/est"
@@ -169,28 +169,12 @@ def s_client(live: Live, *options: str, send: bytes = b"") -> subprocess.Complet
 # -- CSRs piece by piece -------------------------------------------------------------------------
 
 
-def tlv(tag: int, *parts: bytes) -> bytes:
-    """Encode one DER value."""
-    content = b"".join(parts)
-    size = len(content)
-    if size < 0x80:
-        return bytes([tag, size]) + content
-    octets = (size.bit_length() + 7) // 8
-    return bytes([tag, 0x80 | octets]) + size.to_bytes(octets) + content
-
-
-def attribute(oid: str, *values: bytes) -> bytes:
-    """Encode an Attribute of DER values."""
-    return tlv(0x30, asn1.encode_der(x509.ObjectIdentifier(oid)), tlv(0x31, *sorted(values)))
-
-
-def extension_request(*extensions: tuple[str, bytes], oid: str = EXTENSION_REQUEST) -> bytes:
+def extension_request(
+    *extensions: tuple[str, bytes], attribute_oid: str = EXTENSION_REQUEST
+) -> bytes:
     """Encode an extensionRequest of (OID, DER value) pairs."""
-    encoded = [
-        tlv(0x30, asn1.encode_der(x509.ObjectIdentifier(extension)), tlv(0x04, value))
-        for extension, value in extensions
-    ]
-    return attribute(oid, tlv(0x30, *encoded))
+    encoded = [tlv(0x30, oid(extension), tlv(0x04, value)) for extension, value in extensions]
+    return attribute(attribute_oid, tlv(0x30, *encoded))
 
 
 def san(*names: x509.GeneralName) -> bytes:
@@ -226,7 +210,7 @@ def raw_csr(
         spki or own,
         tlv(0xA0, *sorted(attributes, key=lambda der: der.ljust(70000, b"\0"))),
     )
-    algorithm = tlv(0x30, asn1.encode_der(x509.ObjectIdentifier("1.2.840.10045.4.3.2")))
+    algorithm = tlv(0x30, oid("1.2.840.10045.4.3.2"))
     signature = tlv(0x03, b"\0", key.sign(info, ec.ECDSA(hashes.SHA256())))
     return base64.b64encode(tlv(0x30, info, algorithm, signature))
 

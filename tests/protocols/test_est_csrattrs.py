@@ -10,12 +10,12 @@ from asn1crypto import x509 as asn1_x509
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
+from tests.der import attribute
 from tests.live import Answer, Holder, Live, basic, new_key
 from tests.protocols.csr_attributes import CsrAttrs
 from tests.protocols.est_wire import (
     CHALLENGE_PASSWORD,
     EXTENSION_REQUEST,
-    attribute,
     csr,
     get,
     names_of,

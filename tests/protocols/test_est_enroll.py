@@ -22,13 +22,13 @@ from structlog.testing import capture_logs
 from estserver import failpoints
 from estserver.invitations import Handover
 from estserver.model import EnrollmentState
+from tests.der import attribute
 from tests.live import ORIGIN, Live, basic, make_csr, new_key
 from tests.protocols.est_wire import (
     CERTS_ONLY,
     EST,
     PKCS10,
     Wire,
-    attribute,
     common_name,
     csr,
     extension_request,
@@ -416,11 +416,11 @@ def test_attributes_twice_are_400_and_unknown_ones_are_ignored(shared: Live) -> 
     ]
     for body in twice:
         assert post(shared, body, by=shared.invite("device", **invite)).status == 400
-    microsoft = extension_request(name, oid=MICROSOFT_EXTENSIONS)
+    microsoft = extension_request(name, attribute_oid=MICROSOFT_EXTENSIONS)
     answer = post(shared, raw_csr(microsoft), by=shared.invite("device", **invite))
     assert answer.status == 200
     outside = extension_request(
-        ("2.5.29.17", san(x509.DNSName("x.example"))), oid=MICROSOFT_EXTENSIONS
+        ("2.5.29.17", san(x509.DNSName("x.example"))), attribute_oid=MICROSOFT_EXTENSIONS
     )
     answer = post(shared, raw_csr(outside), by=shared.invite("device", **invite))
     assert answer.status == 403

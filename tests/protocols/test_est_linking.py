@@ -10,12 +10,12 @@ from estserver.csr import read_csr
 from estserver.errors import LinkingFailed
 from estserver.invitations import Handover
 from estserver.protocols.est_linking import Channel, verify_linking
+from tests.der import attribute
 from tests.live import Live, new_key
 from tests.protocols.est_wire import (
     CHALLENGE_PASSWORD,
     IDENTITY_LINKING,
     Wire,
-    attribute,
     audit_rows,
     csr,
     get,

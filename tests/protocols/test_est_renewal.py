@@ -9,10 +9,10 @@ from cryptography import x509
 from cryptography.x509.oid import NameOID
 
 from estserver.model import RevocationReason, Via
+from tests.der import attribute, tlv
 from tests.live import ORIGIN, Answer, Holder, Live, new_key
 from tests.protocols.est_wire import (
     Wire,
-    attribute,
     change_subject,
     common_name,
     csr,
@@ -23,7 +23,6 @@ from tests.protocols.est_wire import (
     raw_csr,
     renewed,
     san,
-    tlv,
     units_used,
 )
 

@@ -16,12 +16,12 @@ from cryptography.hazmat.primitives.serialization import (
     pkcs7,
 )
 
+from tests.der import attribute, tlv
 from tests.live import Answer, Live, make_csr, new_key
 from tests.protocols.est_wire import (
     CERTS_ONLY,
     CHALLENGE_PASSWORD,
     Wire,
-    attribute,
     change_subject,
     common_name,
     csr,
@@ -31,7 +31,6 @@ from tests.protocols.est_wire import (
     raw_csr,
     text,
     tls12,
-    tlv,
     units_used,
 )
 
