@@ -5,7 +5,7 @@ import grp
 import os
 import socket
 import ssl
-import weakref
+import struct
 from asyncio.sslproto import SSLProtocol
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -37,6 +37,10 @@ _FIELD_BYTES = 8190
 _FRONT_FIELD_BYTES = 32768
 _LINGER_SECONDS = 2
 """How long a body is read and thrown away after its refusal, which a reset would overtake."""
+_LEAST_RATE = 500
+"""Bytes a second of an answer that the slowest honest link takes."""
+_TCP_INFO_BYTES, _BYTES_ACKED = 128, 120
+"""`struct tcp_info` of Linux 4.1 and later up to `tcpi_bytes_acked`, and where that begins."""
 _TLS_READ_BYTES = 4096
 """A request of EST fits; asyncio keeps that much for each connection, 256 KiB if left alone."""
 
@@ -72,17 +76,13 @@ class _UnderPrefix(AbstractRuleMatching):
         return self._prefix
 
 
-_spoken: weakref.WeakSet[asyncio.Transport] = weakref.WeakSet()
-"""Connections that have sent the headers of at least one request."""
-
-
 def _arrival(front: Front | None) -> Middleware:
     """Make what every request passes first: its connection spoke, and who stands in front."""
 
     @web.middleware
     async def arrive(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.transport is not None:
-            _spoken.add(request.transport)
+        if isinstance(request.protocol, _Connection):
+            request.protocol.has_spoken()
         if front is not None:
             request[FRONT] = front
         return await handler(request)
@@ -169,18 +169,86 @@ def try_certificate(files: TLSFiles, passphrase: Secret) -> None:
 
 
 class _Connection(RequestHandler):
-    """aiohttp's connection, but what is not HTTP is answered without version and without echo."""
+    """aiohttp's connection, but one that neither speaks nor takes its answer is cut off.
 
-    __slots__ = ("front",)
+    What is not HTTP is answered without version and without echo.
+    """
 
-    front: Front | None
+    __slots__ = ("_front", "_limits", "_silence", "_stall", "_wire")
+
+    def __init__(
+        self,
+        server: web.Server,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        front: Front | None,
+        limits: Limits,
+    ) -> None:
+        super().__init__(
+            server,
+            loop=loop,
+            access_log=None,  # type: ignore[arg-type]  # how aiohttp is told to write none
+            keepalive_timeout=_KEEPALIVE_SECONDS,
+            lingering_time=_LINGER_SECONDS,
+            # Nobody here takes compressed bodies; unpacking one would be work for a stranger.
+            auto_decompress=False,
+            # A certificate in a header is longer than headers of clients may be.
+            max_field_size=_FIELD_BYTES if front is None else _FRONT_FIELD_BYTES,
+        )
+        self._front = front
+        self._limits = limits
+        self._silence: asyncio.TimerHandle | None = None
+        self._stall: asyncio.TimerHandle | None = None
+        # aiohttp forgets its transport when it closes it, which may still have much to send.
+        self._wire: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin, unless this is a Unix socket and not the proxy is at its other end."""
         super().connection_made(transport)
-        if self.front is not None and not self.front.trusts(transport):
+        self._wire = self.transport
+        if self._front is None and self._wire is not None:
+            # "Paused" shall mean that the system takes no more. A proxy has limits of its own.
+            self._wire.set_write_buffer_limits(high=1, low=0)
+        self._silence = self._loop.call_later(self._limits.header_seconds, self.force_close)
+        if self._front is not None and not self._front.trusts(transport):
             log.warning("front.refused", error=f"user {peer_user(transport)} is no front user")
             self.force_close()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """End, and keep nothing."""
+        super().connection_lost(exc)
+        for timer in (self._silence, self._stall):
+            if timer is not None:
+                timer.cancel()
+        self._wire = None
+
+    def has_spoken(self) -> None:
+        """Note that the headers of a request have come."""
+        if self._silence is not None:
+            self._silence.cancel()
+
+    def pause_writing(self) -> None:
+        """Begin to watch whether the client takes what is to be sent."""
+        super().pause_writing()
+        if self._front is None:
+            self._watch()
+
+    def resume_writing(self) -> None:
+        """All is sent."""
+        super().resume_writing()
+        if self._stall is not None:
+            self._stall.cancel()
+
+    def _watch(self, least: int = 0) -> None:
+        """Cut the connection off unless the client has taken `least` bytes in all; look again."""
+        if self._wire is None:
+            return
+        taken = _acknowledged(self._wire)
+        if taken < least:
+            self._wire.abort()
+            return
+        seconds = self._limits.stalled_seconds
+        self._stall = self._loop.call_later(seconds, self._watch, taken + seconds * _LEAST_RATE)
 
     def handle_error(
         self,
@@ -223,21 +291,9 @@ async def listen(
     SSLProtocol.max_size = _TLS_READ_BYTES
 
     def connected() -> RequestHandler:
-        protocol = _Connection(
-            server,
-            loop=loop,
-            access_log=None,  # type: ignore[arg-type]  # how aiohttp is told to write none
-            keepalive_timeout=_KEEPALIVE_SECONDS,
-            lingering_time=_LINGER_SECONDS,
-            # Nobody here takes compressed bodies; unpacking one would be work for a stranger.
-            auto_decompress=False,
-            # A certificate in a header is longer than headers of clients may be.
-            max_field_size=_FIELD_BYTES if front is None else _FRONT_FIELD_BYTES,
-        )
-        protocol.front = front
+        protocol = _Connection(server, loop=loop, front=front, limits=limits)
         if len(server.connections) >= limits.connections:
             loop.call_soon(protocol.force_close)
-        loop.call_later(limits.header_seconds, _close_silent, protocol)
         return protocol
 
     servers = [
@@ -361,7 +417,12 @@ def unix_socket(path: Path, group: str | None) -> socket.socket:
     return taken
 
 
-def _close_silent(protocol: RequestHandler) -> None:
-    """Close a connection that has not sent the headers of a first request in time."""
-    if protocol.transport is not None and protocol.transport not in _spoken:
-        protocol.force_close()
+def _acknowledged(wire: asyncio.BaseTransport) -> int:
+    """Count the bytes that have arrived at the other end of a TCP connection, TLS included.
+
+    Linux fills its own buffers long before, and tells of room in them only now and then.
+    """
+    taken: socket.socket = wire.get_extra_info("socket")
+    facts = taken.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+    count: int = struct.unpack_from("=Q", facts, _BYTES_ACKED)[0]
+    return count

@@ -311,6 +311,7 @@ class Limits(_Section):
     body_bytes: int = 65536
     request_seconds: int = 30
     header_seconds: int = 15
+    stalled_seconds: int = 60
     guesses_per_source: int = 20
     """Wrong PINs one source prefix may send per hour at a guessable door before it gets 429."""
     connections: int = 4096
