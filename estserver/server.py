@@ -56,6 +56,8 @@ PROTOCOLS: Mapping[str, str] = {
     "management": "estserver.management:Management",
 }
 """What a listener may serve: each an EnrollmentProtocol, imported only where it is served."""
+MEMORIES = ("estserver.protocols.acme.erasure:ACMEMemory",)
+"""What protocols remember of people in tables of their own: each a `retention.Memory`."""
 _ASKS_FOR_CERTIFICATES = frozenset({"est", "renewal"})
 _PLAIN = frozenset({"status", "management"})
 _THREADS = 32
@@ -179,8 +181,7 @@ class Server:
             Duty(node_name(core.settings.directory), _ALIVE_SECONDS, lambda: asyncio.sleep(0)),
         ]
         if core.settings.retention.automatic:
-            purge = Purge(core.store, core.clock, core.settings.retention)
-            purging = partial(purge.run, by="server", origin=_ORIGIN)
+            purging = partial(open_purge(core).run, by="server", origin=_ORIGIN)
             duties.append(Duty("purge", _PURGE_SECONDS, lambda: run(purging)))
         if self._office.sends:
             reminders = Reminders(core.store, core.clock, core.profiles)
@@ -301,6 +302,12 @@ def _kind(listener: str, door: str) -> Callable[[Services], EnrollmentProtocol]:
         raise ConfigurationError(f"listeners.{listener}.serves: unknown: {door}")
     kind: Callable[[Services], EnrollmentProtocol] = pkgutil.resolve_name(PROTOCOLS[door])
     return kind
+
+
+def open_purge(core: Core) -> Purge:
+    """Return what erases whatever its time has come for, with every protocol's own."""
+    memories = [pkgutil.resolve_name(name)() for name in MEMORIES]
+    return Purge(core.store, core.clock, core.settings.retention, memories)
 
 
 def _tell_of_death(task: asyncio.Task[None]) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from estserver.settings import Database
+from estserver.store import Store, migrate
 from tests.command_line import own_logging
 from tests.live import Live, MovableClock, Workshop, make_template
 from tests.parts import Hierarchy, Parts, make_ca, open_parts
@@ -52,6 +54,20 @@ def make_live(template: Path, tmp_path: Path) -> Iterator[Callable[[str], Live]]
 def live(make_live: Callable[[str], Live]) -> Live:
     """Return an instance of its own for this test."""
     return make_live("")
+
+
+@pytest.fixture
+def both_live(template: Path, tmp_path: Path, make_database: Callable[[], str]) -> Iterator[Live]:
+    """Return a running instance, once on SQLite and once on PostgreSQL."""
+    live = Workshop(template).make(tmp_path / "instance", start=False)
+    database = Database(url=make_database())
+    live.settings = live.settings.model_copy(update={"database": database})
+    store = Store(live.settings.database_url, live.clock)
+    migrate(store)
+    store.close()
+    live.start()
+    yield live
+    live.stop()
 
 
 @pytest.fixture(scope="module")

@@ -38,6 +38,7 @@ ROOMS = (
 # A protocol's own tables are its own room's business.
 OWN_TABLES = {
     "estserver.protocols.acme.authorization_records",
+    "estserver.protocols.acme.erasure",
     "estserver.protocols.acme.failure_records",
     "estserver.protocols.acme.records",
     "estserver.protocols.acme.tables",

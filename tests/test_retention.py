@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from estserver.cli import main
 from estserver.errors import Conflict, NotFound
 from estserver.model import Door, RevocationReason
+from estserver.protocols.acme.erasure import ACMEMemory
 from estserver.retention import Purge, Purged
 from estserver.settings import Retention
 from estserver.store import Transaction
@@ -25,7 +26,7 @@ _NOTHING = Purged(0, 0, 0, 0)
 
 
 def purge(live: Live, rules: Retention | None = None) -> Purge:
-    return Purge(live.core.store, live.clock, rules or Retention())
+    return Purge(live.core.store, live.clock, rules or Retention(), [ACMEMemory()])
 
 
 def run(live: Live, rules: Retention | None = None) -> Purged:

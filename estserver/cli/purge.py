@@ -7,21 +7,21 @@ import click
 from estserver.cli.listing import JSON
 from estserver.cli.operator import Operator
 from estserver.cli.output import hint, print_json
-from estserver.retention import Purge
+from estserver.server import open_purge
 
 
 @click.command()
 @click.option(
     "--invitation",
     metavar="N",
-    help="Cancel and erase this registration now, and all it led to.",
+    help="Cancel and erase this registration now, and all it led to; see SECURITY.md.",
 )
 @JSON
 @click.pass_obj
 def purge(operator: Operator, *, invitation: str | None, as_json: bool) -> None:
     """Erase names and bytes that are older than [retention] keeps them; proofs stay."""
     with operator.core() as core:
-        work = Purge(core.store, core.clock, core.settings.retention)
+        work = open_purge(core)
         if invitation is not None:
             done = work.erase(invitation, by=operator.by, origin=operator.origin)
         else:

@@ -3,6 +3,8 @@
 A purged certificate keeps its row: issuer, serial, digests, times, state. So its serial stays
 taken, OCSP and CRL know it, and whoever has the bytes can prove that they were issued here. What
 is gone is what names somebody. A purged audit row keeps its place and its hash in the chain.
+
+What protocols remember in tables of their own they erase themselves: `retention.Memory`.
 """
 
 from collections.abc import Sequence
@@ -11,11 +13,12 @@ from datetime import datetime
 import sqlalchemy as sa
 from cryptography import x509
 
-from estserver.model import CertificateState
+from estserver.model import CertificateState, EnrollmentState, InvitationState
 from estserver.names import encode_name, encode_names
 from estserver.store.audit_checks import PURGE
 from estserver.store.audit_checks import PURGED as ERASED
 from estserver.store.engine import Transaction, to_unix
+from estserver.store.journalling import tell_registration
 from estserver.store.tables import (
     audit_events,
     certificate_bytes,
@@ -37,13 +40,28 @@ _ERASED = {
     "detail": "{}",
 }
 """What the triggers of the audit trail let pass, and nothing else."""
+ERASURE = "registration.erased"
+"""The event that says that somebody asked to be forgotten, and was."""
+_PROOFS = (ERASED, PURGE, ERASURE)
+"""Events that are never erased: they say that something was."""
+_NOBODY = {
+    "subject": encode_name(x509.Name([])),
+    "names": encode_names(()),
+    "spki": b"",
+    "reason": None,
+}
+_WAITING = (EnrollmentState.PENDING.value, EnrollmentState.APPROVED.value)
+
+
+_UNPURGED = sa.or_(certificates.c.subject != PURGED, certificates.c.comment.is_not(None))
+"""Who revokes what was purged may comment on it."""
 
 
 def ended_certificates(tx: Transaction, *, before: datetime, limit: int) -> list[str]:
     """List certificates that ended before `before` and are not purged; enrollment ids."""
     query = (
         sa.select(certificates.c.enrollment)
-        .where(certificates.c.not_after < to_unix(before), certificates.c.subject != PURGED)
+        .where(certificates.c.not_after < to_unix(before), _UNPURGED)
         .order_by(certificates.c.not_after)
         .limit(limit)
     )
@@ -62,11 +80,7 @@ def purge_certificates(tx: Transaction, identifiers: Sequence[str]) -> None:
         .where(certificate_bytes.c.enrollment.in_(identifiers))
         .values(tbs=b"", der=None)
     )
-    tx.change(
-        sa.update(enrollments)
-        .where(enrollments.c.id.in_(identifiers))
-        .values(subject=encode_name(x509.Name([])), names=encode_names(()), spki=b"", reason=None)
-    )
+    tx.change(sa.update(enrollments).where(enrollments.c.id.in_(identifiers)).values(**_NOBODY))
 
 
 def ended_registrations(tx: Transaction, *, before: datetime, limit: int) -> list[str]:
@@ -103,16 +117,30 @@ def live_certificates(tx: Transaction, number: str) -> int:
     return int(tx.connection.execute(query).scalar_one())
 
 
-def certificates_of(tx: Transaction, number: str) -> list[str]:
+def unpurged_certificates(tx: Transaction, number: str) -> list[str]:
     """List the certificates of a registration that are not purged; enrollment ids."""
     query = sa.select(certificates.c.enrollment).where(
-        certificates.c.invitation == number, certificates.c.subject != PURGED
+        certificates.c.invitation == number, _UNPURGED
     )
     return list(tx.connection.execute(query).scalars())
 
 
-def purge_registrations(tx: Transaction, numbers: Sequence[str]) -> None:
-    """Erase who was registered, and the letters about it; the PIN and the URL are dead."""
+def audited_as(tx: Transaction, number: str) -> list[str]:
+    """Return what audit rows call a registration, its enrollments and its certificates."""
+    asked = sa.select(enrollments.c.id).where(enrollments.c.invitation == number)
+    issued = sa.select(certificates.c.serial).where(certificates.c.invitation == number)
+    return [
+        f"invitation {number}",
+        *(f"enrollment {one}" for one in tx.connection.execute(asked).scalars()),
+        *(f"certificate {int(one, 16):x}" for one in tx.connection.execute(issued).scalars()),
+    ]
+
+
+def purge_registrations(tx: Transaction, numbers: Sequence[str]) -> int:
+    """Erase who was registered, and the letters about it; the PIN and the URL are dead.
+
+    Enrollments that came to no certificate go with them. Returns how many letters there were.
+    """
     tx.change(
         sa.update(invitations)
         .where(invitations.c.number.in_(numbers))
@@ -122,15 +150,27 @@ def purge_registrations(tx: Transaction, numbers: Sequence[str]) -> None:
             device_id=None,
             organization="",
             names=[],
-            state="cancelled",
+            state=InvitationState.CANCELLED.value,
             pin_hash=b"",
             pin_salt=b"",
             pin_dead=True,
             url_hash=None,
         )
     )
-    tx.change(sa.delete(outbox).where(outbox.c.invitation.in_(numbers)))
+    came_to_nothing = sa.and_(
+        enrollments.c.invitation.in_(numbers),
+        ~sa.exists().where(certificates.c.enrollment == enrollments.c.id),
+    )
+    decided = sa.case(
+        (enrollments.c.state.in_(_WAITING), EnrollmentState.REJECTED.value),
+        else_=enrollments.c.state,
+    )
+    tx.change(sa.update(enrollments).where(came_to_nothing).values(state=decided, **_NOBODY))
     tx.change(sa.delete(search_terms).where(search_terms.c.number.in_(numbers)))
+    for number in numbers:
+        # The last that the journal tells of it names nobody: recovery brings no name back.
+        tell_registration(tx, number)
+    return tx.change(sa.delete(outbox).where(outbox.c.invitation.in_(numbers)))
 
 
 def purge_mail(tx: Transaction, *, before: datetime) -> int:
@@ -147,7 +187,7 @@ def old_events(tx: Transaction, *, before: datetime, limit: int) -> list[int]:
         sa.select(audit_events.c.id)
         .where(
             audit_events.c.at < to_unix(before),
-            audit_events.c.event.not_in((ERASED, PURGE)),
+            audit_events.c.event.not_in(_PROOFS),
             audit_events.c.event.not_like("ca.%"),
         )
         .order_by(audit_events.c.id)
@@ -156,12 +196,18 @@ def old_events(tx: Transaction, *, before: datetime, limit: int) -> list[int]:
     return list(tx.connection.execute(query).scalars())
 
 
-def events_about(tx: Transaction, objects: Sequence[str]) -> list[int]:
-    """List the audit rows about these objects that still say something; ids, oldest first."""
+def events_about(tx: Transaction, *, names: Sequence[str], limit: int) -> list[int]:
+    """List audit rows about these objects, or of what they did, that still say something; ids.
+
+    Looks at every row of the trail, since actors have no index: not while others wait.
+    """
     query = (
         sa.select(audit_events.c.id)
-        .where(audit_events.c.object.in_(objects), audit_events.c.event.not_in((ERASED, PURGE)))
-        .order_by(audit_events.c.id)
+        .where(
+            sa.or_(audit_events.c.object.in_(names), audit_events.c.actor.in_(names)),
+            audit_events.c.event.not_in(_PROOFS),
+        )
+        .limit(limit)
     )
     return list(tx.connection.execute(query).scalars())
 

@@ -1,13 +1,10 @@
 """What the tests of the wire share: kept connections, and Pebble as a second opinion."""
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 
-from estserver.settings import Database
-from estserver.store import Store, migrate
-from tests.live import Live, Workshop
+from tests.live import Live
 from tests.protocols.acme import pebble
 from tests.protocols.acme.pebble import Pebble
 from tests.protocols.acme.wire import Server, hang_up
@@ -21,17 +18,9 @@ def kept_connections() -> Iterator[None]:
 
 
 @pytest.fixture
-def both(template: Path, tmp_path: Path, make_database: Callable[[], str]) -> Iterator[Live]:
+def both(both_live: Live) -> Live:
     """Return a running instance, once on SQLite and once on PostgreSQL."""
-    live = Workshop(template).make(tmp_path / "instance", start=False)
-    database = Database(url=make_database())
-    live.settings = live.settings.model_copy(update={"database": database})
-    store = Store(live.settings.database_url, live.clock)
-    migrate(store)
-    store.close()
-    live.start()
-    yield live
-    live.stop()
+    return both_live
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,72 @@
+"""Erasure: what ACME remembers of people goes with the registration or certificate it belongs to.
+
+An account is deleted with all that hangs on it, its key too: a client that comes back with it is
+told accountDoesNotExist (RFC 8555 §7.3.1).
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+import sqlalchemy as sa
+
+from estserver.protocols.acme.tables import accounts, authorizations, challenges, failures, orders
+from estserver.store import Transaction, to_unix
+from estserver.store.tables import enrollments as enrolled
+
+_IS_NEEDED = sa.exists().where(
+    orders.c.account == authorizations.c.account,
+    sa.cast(orders.c.authorizations, sa.Text).contains(authorizations.c.id),
+)
+"""Of an authorization: an order of its account names it."""
+
+
+class ACMEMemory:
+    """A `retention.Memory`: contacts, orders, authorizations and failures."""
+
+    def actors(self, tx: Transaction, number: str) -> list[str]:
+        """Return the account that is bound to a registration, as audit rows name it."""
+        query = sa.select(accounts.c.id).where(accounts.c.invitation == number)
+        return [f"account {one}" for one in tx.connection.execute(query).scalars()]
+
+    def forget_registrations(self, tx: Transaction, numbers: Sequence[str]) -> None:
+        """Delete the accounts that are bound to these registrations."""
+        _delete_accounts(tx, accounts.c.invitation.in_(numbers))
+
+    def forget_certificates(self, tx: Transaction, enrollments: Sequence[str]) -> None:
+        """Delete the orders that led to these certificates, with what only they needed."""
+        query = sa.select(orders.c.id, orders.c.authorizations).join(
+            enrolled, enrolled.c.authority_key == "order:" + orders.c.id
+        )
+        rows = tx.connection.execute(query.where(enrolled.c.id.in_(enrollments))).all()
+        tx.change(sa.delete(orders).where(orders.c.id.in_([row.id for row in rows])))
+        named = [one for row in rows for one in row.authorizations]
+        _delete_authorizations(tx, sa.and_(authorizations.c.id.in_(named), ~_IS_NEEDED))
+
+    def forget_idle(self, tx: Transaction, before: datetime) -> None:
+        """Delete accounts without a registration, older than `before`, that have no order left.
+
+        And authorizations that ended before and that no order names.
+        """
+        ordered = sa.exists().where(orders.c.account == accounts.c.id)
+        _delete_accounts(
+            tx,
+            sa.and_(
+                accounts.c.invitation.is_(None), accounts.c.created_at < to_unix(before), ~ordered
+            ),
+        )
+        ended = authorizations.c.expires_at < to_unix(before)
+        _delete_authorizations(tx, sa.and_(ended, ~_IS_NEEDED))
+
+
+def _delete_accounts(tx: Transaction, condition: sa.ColumnElement[bool]) -> None:
+    ids = list(tx.connection.execute(sa.select(accounts.c.id).where(condition)).scalars())
+    _delete_authorizations(tx, authorizations.c.account.in_(ids))
+    for table in (orders, failures):
+        tx.change(sa.delete(table).where(table.c.account.in_(ids)))
+    tx.change(sa.delete(accounts).where(accounts.c.id.in_(ids)))
+
+
+def _delete_authorizations(tx: Transaction, condition: sa.ColumnElement[bool]) -> None:
+    ids = list(tx.connection.execute(sa.select(authorizations.c.id).where(condition)).scalars())
+    tx.change(sa.delete(challenges).where(challenges.c.authorization.in_(ids)))
+    tx.change(sa.delete(authorizations).where(authorizations.c.id.in_(ids)))
