@@ -1,6 +1,7 @@
 """The worst day: the disk is lost, a backup is restored, and the journal tells what came since."""
 
 import base64
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -9,10 +10,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from click.testing import CliRunner, Result
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from estserver import config, recovery, verification
 from estserver.cli import main
@@ -22,6 +24,7 @@ from estserver.journal import Entry, FileJournal, Reading, encode_octets
 from estserver.mail.letters import TEMPLATES_FOLDER
 from estserver.model import Event
 from estserver.store import Store, Transaction, audit, dumping, health, migrate, require_current
+from estserver.store.tables import blocked_keys
 from estserver.verification import verify, verify_due
 from tests.invariants import violations
 from tests.live import (
@@ -152,6 +155,13 @@ def lose_and_restore(live: Live, backup: Path) -> None:
     run(live.directory, "restore", str(backup))
 
 
+def blocked(live: Live) -> list[bytes]:
+    """List the SHA-256 of the keys that are blocked for ever."""
+    with closing(Store(live.settings.database_url, live.clock)) as store:
+        query = sa.select(blocked_keys.c.spki_sha256)
+        return store.read(lambda tx: [bytes(one) for one in tx.connection.scalars(query)])
+
+
 def published(live: Live, path: Path) -> int:
     """Save the CRL that relying parties have and return its number."""
     crl = live.core.status.publish("issuing")
@@ -271,6 +281,25 @@ def test_a_serial_of_which_only_a_crl_tells_stays_revoked(
     run(live.directory, "recover", "--journal", str(elsewhere / "journal"))
     assert violations(live.core, [der(holder)]) == []
     assert verify(live.core).problems == ()
+
+
+def test_no_key_is_blocked_for_a_serial_of_which_only_a_crl_tells(
+    outliving: Live, tmp_path: Path, elsewhere: Path
+) -> None:
+    live = outliving
+    run(live.directory, "backup", str(tmp_path / "backup"))
+    holder = live.enroll(live.invite("device", device_id="printer-1"))
+    revoke(live, holder, "keyCompromise")
+    published(live, tmp_path / "last.crl")
+    lose_and_restore(live, tmp_path / "backup")
+
+    run(live.directory, "recover", "--crl", str(tmp_path / "last.crl"))
+    assert blocked(live) == []
+    run(live.directory, "recover", "--journal", str(elsewhere / "journal"))
+    spki = holder.certificate.public_key().public_bytes(
+        Encoding.DER, PublicFormat.SubjectPublicKeyInfo
+    )
+    assert blocked(live) == [hashlib.sha256(spki).digest()]
 
 
 def test_a_damaged_journal_is_used_as_far_as_it_goes(

@@ -333,9 +333,9 @@ def revoke_again(
     if changed and reason is RevocationReason.KEY_COMPROMISE:
         query = sa.select(certificates.c.spki_sha256)
         key = tx.connection.execute(query.where(certificates.c.enrollment == enrollment))
-        tx.insert_new(
-            blocked_keys, spki_sha256=key.scalar_one(), reason=reason.value, blocked_at=tx.at
-        )
+        if digest := key.scalar_one():
+            # Nothing is known of the key of a serial that only a CRL tells of.
+            tx.insert_new(blocked_keys, spki_sha256=digest, reason=reason.value, blocked_at=tx.at)
     return changed == 1
 
 
