@@ -39,6 +39,7 @@ from estserver.settings import (
     Mail,
     ProfileSettings,
     Retention,
+    Revocation,
     Secrets,
     Web,
 )
@@ -86,6 +87,7 @@ class Settings(BaseSettings):
     acme: ACME = ACME()
     web: Web = Web()
     mail: Mail = Mail()
+    revocation: Revocation = Revocation()
     journal: Journal = Journal()
     audit: Audit = Audit()
     limits: Limits = Limits()

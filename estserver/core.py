@@ -135,7 +135,14 @@ def open_core(settings: Settings, clock: Clock, *, with_keys: bool) -> Core:
             authenticator=Authenticator(
                 store, clock, invitations, profiles, order_grace=settings.acme.renewal_grace
             ),
-            ra=RegistrationAuthority(store, clock, profiles, issuers, settings.est.retry_after),
+            ra=RegistrationAuthority(
+                store,
+                clock,
+                profiles,
+                issuers,
+                settings.est.retry_after,
+                holds=settings.revocation.hold,
+            ),
             status=StatusAuthority(
                 store,
                 clock,

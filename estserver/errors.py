@@ -144,7 +144,7 @@ class NotEntitled(Refused):
 class CertificateRefused(NotEntitled):
     """The presented certificate is revoked, expired, foreign or not for this use.
 
-    `reason` is one of revoked, expired, not-yet-valid, unknown, wrong-usage, too-early.
+    `reason` is one of revoked, on-hold, expired, not-yet-valid, unknown, wrong-usage, too-early.
     """
 
     code = "certificate-refused"

@@ -38,7 +38,8 @@ _LOW = 1 << 20
 class Entry:
     """What happened: JSON values only, bytes as base64 (`octets`), times as unix seconds.
 
-    Kinds: intent, certificate, abandoned, revocation, crl, registration; the chain adds `opened`.
+    Kinds: intent, certificate, abandoned, revocation, release, crl, registration; the chain adds
+    `opened`.
     """
 
     kind: str

@@ -108,7 +108,11 @@ class EnrollmentState(StrEnum):
 
 
 class CertificateState(StrEnum):
-    """`expired` is derived from time and never stored."""
+    """`expired` is derived from time and never stored.
+
+    What is on hold is `revoked`, as CRL and OCSP say it: whoever asks for `valid` is safe, and
+    only those who can end a hold look at the reason.
+    """
 
     ISSUING = "issuing"
     VALID = "valid"
@@ -120,7 +124,8 @@ class CertificateState(StrEnum):
 class RevocationReason(StrEnum):
     """Reasons that revocation takes: RFC 5280 §5.3.1 by its own names.
 
-    certificateHold and removeFromCRL are left out: a hold is not a revocation (INC-30).
+    All are final but certificateHold, which only an officer gives, where the instance has holds
+    at all (INC-30). removeFromCRL is no reason to revoke: delta CRLs alone say it.
     """
 
     UNSPECIFIED = "unspecified"
@@ -129,6 +134,7 @@ class RevocationReason(StrEnum):
     AFFILIATION_CHANGED = "affiliationChanged"
     SUPERSEDED = "superseded"
     CESSATION_OF_OPERATION = "cessationOfOperation"
+    CERTIFICATE_HOLD = "certificateHold"
     PRIVILEGE_WITHDRAWN = "privilegeWithdrawn"
 
 
@@ -381,6 +387,11 @@ class CertificateRecord:
     created_at: datetime
     revoked_at: datetime | None
     reason: RevocationReason | None
+
+    @property
+    def on_hold(self) -> bool:
+        """Tell whether its revocation is one that an officer can take back."""
+        return self.reason is RevocationReason.CERTIFICATE_HOLD
 
     def state_at(self, now: datetime) -> CertificateState:
         """Return the state at `now`; a valid certificate past notAfter is expired."""

@@ -34,6 +34,17 @@ def tell_revoked(tx: Transaction, record: CertificateRecord, reason: RevocationR
     _tell(tx, record, f"revoked-{record.enrollment}", "revoked", reason=reason.value)
 
 
+def tell_held(tx: Transaction, record: CertificateRecord) -> None:
+    """Tell the owner, if there is an address, that a certificate does not work for now."""
+    # Not by the certificate alone: it may be held and released again and again.
+    _tell(tx, record, f"held-{tx.at}-{record.enrollment}", "held")
+
+
+def tell_released(tx: Transaction, record: CertificateRecord) -> None:
+    """Tell the owner, if there is an address, that a certificate works again."""
+    _tell(tx, record, f"released-{tx.at}-{record.enrollment}", "released")
+
+
 def tell_campaign(tx: Transaction, record: CertificateRecord, campaign: Campaign) -> None:
     """Ask the owner, if there is an address, to renew by the date of a campaign."""
     _tell(

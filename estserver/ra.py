@@ -81,12 +81,15 @@ class RegistrationAuthority:
         profiles: Mapping[str, Profile],
         issuers: Mapping[str, Issuer],
         retry_after: timedelta = timedelta(seconds=60),
+        *,
+        holds: bool = False,
     ) -> None:
         self._store = store
         self._clock = clock
         self._profiles = profiles
         self._issuers = issuers
         self._retry_after = retry_after
+        self._holds = holds
         self._superseded_until: dict[str, datetime] = {}
         self._own_keys = {
             hashlib.sha256(
@@ -305,14 +308,28 @@ class RegistrationAuthority:
         by: str,
         origin: Origin,
     ) -> CertificateRecord:
-        """Revoke a certificate, signed or only intended, at once and for good.
+        """Revoke a certificate at once: for good, or put it on hold if that is the reason.
 
         `identifier` is the enrollment id. A compromised key is blocked for ever.
-        Raises NotFound, Conflict (revoked before).
+        Raises NotFound, Conflict (revoked before; not to be held), BadInput (there are no holds).
         """
         revocation = Revocation(reason, comment, by)
+        if revocation.holds:
+            revoking.require_holds(enabled=self._holds)
         self._store.write(lambda tx: revoking.revoke(tx, identifier, revocation, origin))
         return self.certificate(identifier)
+
+    def release(
+        self, identifier: str, *, comment: str | None, by: str, origin: Origin
+    ) -> CertificateRecord:
+        """End the hold of a certificate at once.
+
+        Raises NotFound, Conflict (not on hold), BadInput (there are no holds).
+        """
+        revoking.require_holds(enabled=self._holds)
+        return self._store.write(
+            lambda tx: revoking.release(tx, identifier, comment=comment, by=by, origin=origin)
+        )
 
     def revoke_superseded(self, origin: Origin) -> int:
         """Revoke what was renewed longer ago than its profile's overlap, where the profile says so.

@@ -280,6 +280,13 @@ class Mail(_Section):
     """Its key, encrypted under the passphrase; none: it is in the certificate's file."""
 
 
+class Revocation(_Section):
+    """What officers may do to certificates besides revoking them for good."""
+
+    hold: bool = False
+    """Whether certificates can be put on hold, and released (RFC 5280 certificateHold)."""
+
+
 class Journal(_Section):
     """What is issued and revoked, written off the database before it happens."""
 

@@ -23,11 +23,13 @@ CHUNK_BYTES = 1 << 20
 _CRL_EXTENSIONS = 0xA0
 _VERSION_2 = b"\x02\x01\x01"
 _CRITICAL = b"\x01\x01\xff"
+REMOVED = "removeFromCRL"
+"""Stands for a reason in delta CRLs: the hold of this certificate has ended. RFC 5280 §5.3.1."""
 _REASONS = {
-    reason.value: x509.CRLReason(x509.ReasonFlags(reason.value)).public_bytes()
-    for reason in RevocationReason
+    reason: x509.CRLReason(x509.ReasonFlags(reason)).public_bytes()
+    for reason in (*RevocationReason, REMOVED)
     # RFC 5280 §5.3.1: "SHOULD be absent instead of using the unspecified (0) reasonCode value".
-    if reason is not RevocationReason.UNSPECIFIED
+    if reason != RevocationReason.UNSPECIFIED
 }
 _WITHIN_HOUR = [f"{minute:02}{second:02}Z".encode() for minute in range(60) for second in range(60)]
 _SERIAL_DIGITS = 40

@@ -53,6 +53,7 @@ _REASONS = {
     RevocationReason.AFFILIATION_CHANGED: 3,
     RevocationReason.SUPERSEDED: 4,
     RevocationReason.CESSATION_OF_OPERATION: 5,
+    RevocationReason.CERTIFICATE_HOLD: 6,
     RevocationReason.PRIVILEGE_WITHDRAWN: 9,
 }
 

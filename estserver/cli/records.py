@@ -23,7 +23,7 @@ from estserver.cli.output import (
     print_json,
     print_rows,
 )
-from estserver.cli.revocation import revoke, revoke_many
+from estserver.cli.revocation import hold, release_certificate, revoke, revoke_many
 from estserver.core import Core
 from estserver.errors import NotFound
 from estserver.model import (
@@ -280,7 +280,7 @@ def reject(operator: Operator, identifier: str, *, reason: str) -> None:
 
 @click.group()
 def certificates() -> None:
-    """List, show, export and revoke certificates."""
+    """List, show, export and revoke certificates, or put them on hold."""
 
 
 @certificates.command("list")
@@ -334,7 +334,13 @@ def list_certificates(
         if state or expiring or search_for
         else "There are no certificates yet: invite somebody with `estserver invite`.",
     )
-    print_rows([certificate_row(one, now) for one in found], columns, as_json=as_json)
+    rows = [certificate_row(one, now) for one in found]
+    if not as_json:
+        rows = [
+            row | ({"state": "on hold"} if one.on_hold else {})
+            for one, row in zip(found, rows, strict=True)
+        ]
+    print_rows(rows, columns, as_json=as_json)
 
 
 @certificates.command("show")
@@ -375,3 +381,5 @@ def export(operator: Operator, serial: Serial, *, der: bool, chain: bool, out: I
 
 certificates.add_command(revoke)
 certificates.add_command(revoke_many)
+certificates.add_command(hold)
+certificates.add_command(release_certificate)

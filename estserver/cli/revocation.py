@@ -20,17 +20,18 @@ from estserver.cli.output import hint
 from estserver.core import Core
 from estserver.errors import BadInput
 from estserver.model import CertificateRecord, KeyType, RevocationReason
-from estserver.revoking import Revocation, revoke_selected
+from estserver.revoking import Revocation, require_holds, revoke_selected
 from estserver.store.selection import Selection, count, is_used, select
 
 _PATIENCE_SECONDS = 10
-"""Within this time every node says revoked."""
+"""Within this time every node says what is so."""
 _PAUSE_SECONDS = 0.25
 _reason = click.option(
     "--reason",
     required=True,
     type=click.Choice([reason.value for reason in RevocationReason], case_sensitive=False),
-    help="RFC 5280 §5.3.1. keyCompromise blocks the key for ever.",
+    help="RFC 5280 §5.3.1. keyCompromise blocks the key for ever; certificateHold can be taken "
+    "back, where the configuration allows it.",
 )
 _comment = click.option("--comment", metavar="TEXT", help="For the audit trail.")
 
@@ -127,16 +128,50 @@ def _read_serials(path: Path) -> frozenset[int]:
 @click.pass_obj
 def revoke(operator: Operator, serial: Serial, *, reason: str, comment: str | None) -> None:
     """Revoke a certificate at once and for good; wait until our own OCSP says so."""
+    _revoke(operator, serial, RevocationReason(reason), comment)
+
+
+@click.command("hold")
+@click.argument("serial", type=SERIAL)
+@_comment
+@click.pass_obj
+def hold(operator: Operator, serial: Serial, *, comment: str | None) -> None:
+    """Put a certificate on hold (certificateHold) until somebody releases or revokes it."""
+    _revoke(operator, serial, RevocationReason.CERTIFICATE_HOLD, comment)
+
+
+def _revoke(
+    operator: Operator, serial: Serial, reason: RevocationReason, comment: str | None
+) -> None:
     with operator.core() as core:
         record = core.ra.revoke(
             find_certificate(core, serial).enrollment,
-            reason=RevocationReason(reason),
+            reason=reason,
             comment=comment,
             by=operator.by,
             origin=operator.origin,
         )
-        seen = _says_revoked(core, record)
-    click.echo(f"Certificate {record.serial_hex} is revoked ({reason}).{_told(seen)}")
+        seen = _says(ocsp.OCSPCertStatus.REVOKED, core, record)
+    said = "on hold" if record.on_hold else f"revoked ({reason})"
+    click.echo(f"Certificate {record.serial_hex} is {said}.{_told(seen)}")
+
+
+@click.command("release")
+@click.argument("serial", type=SERIAL)
+@_comment
+@click.pass_obj
+def release_certificate(operator: Operator, serial: Serial, *, comment: str | None) -> None:
+    """End the hold of a certificate; wait until our own OCSP says that it is good."""
+    with operator.core() as core:
+        record = core.ra.release(
+            find_certificate(core, serial).enrollment,
+            comment=comment,
+            by=operator.by,
+            origin=operator.origin,
+        )
+        seen = _says(ocsp.OCSPCertStatus.GOOD, core, record)
+        state = record.state_at(core.clock.now())
+    click.echo(f"Certificate {record.serial_hex} is on hold no more: {state}.{_told(seen)}")
 
 
 @click.command("revoke-selected")
@@ -157,25 +192,29 @@ def revoke_many(
     **options: Any,
 ) -> None:
     """Revoke every valid certificate that fits all options; run again to go on after a crash."""
+    revocation = Revocation(RevocationReason(reason), comment, operator.by)
     with operator.core() as core:
-        selection = selection_of(core, **options)
+        if revocation.holds:
+            require_holds(enabled=core.settings.revocation.hold)
+        selection = revocation.among(selection_of(core, **options))
         number = core.store.read(lambda tx: count(tx, selection))
         if dry_run or not number:
             _preview(core, selection, number)
             return
         if not yes:
+            for_good = "" if revocation.holds else " for good"
             click.confirm(
-                f"Revoke {number} certificates for good ({reason})?", abort=True, err=True
+                f"Revoke {number} certificates{for_good} ({reason})?", abort=True, err=True
             )
         sample = core.store.read(lambda tx: select(tx, selection=selection, after=None, limit=1))
         done = revoke_selected(
             core.store,
             selection,
-            Revocation(RevocationReason(reason), comment, operator.by),
+            revocation,
             operator.origin,
             progress=lambda done: hint(f"{done} of {number}"),
         )
-        seen = _says_revoked(core, sample[0]) if sample else None
+        seen = _says(ocsp.OCSPCertStatus.REVOKED, core, sample[0]) if sample else None
     click.echo(f"{done} certificates are revoked ({reason}).{_told(seen)}")
 
 
@@ -196,8 +235,8 @@ def _told(seen: bool | None) -> str:  # noqa: FBT001 - the one thing it is about
     return " OCSP says so."
 
 
-def _says_revoked(core: Core, record: CertificateRecord) -> bool | None:
-    """Ask our own OCSP until it says revoked; None where no server answers."""
+def _says(status: ocsp.OCSPCertStatus, core: Core, record: CertificateRecord) -> bool | None:
+    """Ask our own OCSP until it says `status`; None where no server answers."""
     stored = core.ra.certificate_of(record.enrollment)
     if stored is None:
         return None
@@ -219,7 +258,7 @@ def _says_revoked(core: Core, record: CertificateRecord) -> bool | None:
             return None
         if (
             response.response_status is ocsp.OCSPResponseStatus.SUCCESSFUL
-            and response.certificate_status is ocsp.OCSPCertStatus.REVOKED
+            and response.certificate_status is status
         ):
             return True
         if time.monotonic() > deadline:

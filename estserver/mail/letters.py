@@ -42,6 +42,8 @@ _PLACEHOLDERS = {
     "expired": _OWNERS,
     "renew-early": _OWNERS | {"renew_by", "explanation", "renewal_url"},
     "revoked": (_OWNERS - {"not_after"}) | {"reason"},
+    "held": _OWNERS,
+    "released": _OWNERS,
     "pin-guessed": _ADMINISTRATORS | {"failures"},
     "pin-dead": _ADMINISTRATORS,
     "replaced-told": _ADMINISTRATORS | {"serial"},

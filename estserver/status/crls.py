@@ -3,14 +3,15 @@
 The only caller of `Issuer.sign_crl`. A CRL lists all that its issuer revoked (scope ""), or what
 was revoked of one profile (its shard). It is made anew from the certificates at half of its life;
 in between what was revoked since is added at its end, which costs one signature and one small row
-however long the list is.
+however long the list is. Where a hold has ended, the list is made anew at once, and the delta CRL
+goes on from its base.
 """
 
 import secrets
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 
 import structlog
@@ -35,6 +36,7 @@ _ORPHANED = 3600
 _FEW = 10_000
 """How many entries are added to a CRL at most; more make a new one."""
 _ATTEMPTS = 20
+_EVER = datetime(1970, 1, 1, tzinfo=UTC)
 _ORIGIN = Origin("status", "server")
 
 log = structlog.get_logger("estserver.status")
@@ -46,6 +48,21 @@ class CRLRules:
 
     lifetime: timedelta
     deltas: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Snapshot:
+    """What the certificates say at one moment. `changes`: of a delta that keeps its base, or None.
+
+    `recent`: serial and time of what was revoked in the last minutes.
+    """
+
+    now: datetime
+    number: int
+    entries: Entries
+    recent: dict[str, int]
+    holds_ended: int
+    changes: bytes | None
 
 
 class CRLPublisher:
@@ -70,8 +87,8 @@ class CRLPublisher:
     def publish(self, issuer: str, scope: str = "") -> CRL:
         """Return the newest CRL, made now if one is due.
 
-        One is due when there is none, half of its life is over, it is from the future, or
-        something was revoked that it does not list.
+        One is due when there is none, half of its life is over, it is from the future, something
+        was revoked that it does not list, or a hold has ended since.
         Raises Unavailable; Fault: the clock cannot be right, or what was signed does not verify.
         """
         key = (issuer, scope)
@@ -86,10 +103,12 @@ class CRLPublisher:
                 if newest is None or newest.generation == 0 or _is_over(newest, now):
                     self._check_clock(issuer, newest, now)
                     made = self._renew(key)
-                elif fresh := self._unlisted(newest):
+                elif (fresh := self._unlisted(newest)) is None:
                     self._check_clock(issuer, newest, now)
-                    few = len(fresh) <= _FEW
-                    made = self._extend(newest, fresh) if few else self._renew(key)
+                    made = self._renew(key, newest)
+                elif fresh:
+                    self._check_clock(issuer, newest, now)
+                    made = self._extend(newest, fresh)
                 else:
                     return newest
                 if made is not None:
@@ -143,8 +162,10 @@ class CRLPublisher:
             f"right, or if it is right run `estserver crl renew {issuer}`"
         )
 
-    def _unlisted(self, newest: CRL) -> list[Row]:
+    def _unlisted(self, newest: CRL) -> list[Row] | None:
         """Return what was revoked around the making of `newest`, or since, and is not on it.
+
+        None: adding to it is not enough, since a hold has ended, or it is too much to add.
 
         A revocation is dated when its transaction begins and seen when it commits, which may be
         after a CRL was made and dated: times alone would overlook it, so serials are compared.
@@ -152,7 +173,9 @@ class CRLPublisher:
         key = (newest.issuer, newest.scope)
         since = newest.this_update - SETTLING
 
-        def read(tx: Transaction) -> tuple[int, list[Row]]:
+        def read(tx: Transaction) -> tuple[int, list[Row] | None]:
+            if crls.count_holds_ended(tx, *key) != newest.holds_ended:
+                return 0, None
             count = crls.count_revoked(tx, *key, since=since)
             if self._settled.get(key) == (newest.number, count):
                 return count, []
@@ -161,9 +184,13 @@ class CRLPublisher:
 
         recent = self._shelf.recent(key)
         count, rows = self._store.read(read)
-        if not rows:
+        if rows == []:
             self._settled[key] = (newest.number, count)
-        return rows
+        if rows is None or len(rows) > _FEW:
+            return None
+        # What the delta says has left the list cannot be added to the same delta.
+        changed = {serial for serial, _ in layout.listed(newest.delta_changes, _EVER)}
+        return None if any(row[0] in changed for row in rows) else rows
 
     def _extend(self, newest: CRL, rows: list[Row]) -> CRL | None:
         """Publish `newest` with more entries; None if another publisher was faster."""
@@ -181,10 +208,17 @@ class CRLPublisher:
         self._shelf.put(key, crl, recent)
         return crl
 
-    def _renew(self, key: Key) -> CRL | None:
-        """Publish what the certificates say now; None if another publisher was faster."""
+    def _renew(self, key: Key, newest: CRL | None = None) -> CRL | None:
+        """Publish what the certificates say now; None if another publisher was faster.
+
+        Delta CRLs begin anew with it, or go on from the base of `newest`.
+        """
         issuer, scope = key
-        now, number, recent, entries = self._store.read(lambda tx: self._snapshot(tx, key))
+        base = newest if self._rules[issuer].deltas else None
+        found = self._store.read(lambda tx: self._snapshot(tx, key, base))
+        now, number, entries = found.now, found.number, found.entries
+        if found.changes is None:
+            base = None
         generation = to_unix(now) << 20 | secrets.randbits(20)
         crl = self._sign(
             CRL(
@@ -196,8 +230,11 @@ class CRLPublisher:
                 entries=entries,
                 frame=Frame(b"", b""),
                 generation=generation,
-                base_number=number,
+                base_number=number if base is None else base.base_number,
                 base_size=entries.size,
+                base_at=now if base is None else base.base_at,
+                delta_changes=found.changes or b"",
+                holds_ended=found.holds_ended,
                 delta_frame=None,
             ),
             now,
@@ -209,18 +246,25 @@ class CRLPublisher:
             position += len(run)
         if not self._put(crl, entries.chunks[-1] if entries.chunks else b""):
             return None
-        self._shelf.put(key, crl, recent)
+        self._shelf.put(key, crl, found.recent)
         self._sweep(now)
         return crl
 
-    def _snapshot(self, tx: Transaction, key: Key) -> tuple[datetime, int, dict[str, int], Entries]:
+    def _snapshot(self, tx: Transaction, key: Key, base: CRL | None) -> _Snapshot:
         since = to_unix(tx.now - SETTLING)
         entries, recent = Entries(), dict[str, int]()
         for page in crls.revoked(tx, *key):
             entries = entries.plus(layout.encode(page), len(page))
             if page[-1][1] >= since:
                 recent |= {serial: at for serial, at, _ in page if at >= since}
-        return tx.now, revocations.newest_crl_number(tx, key[0]) + 1, recent, entries
+        return _Snapshot(
+            now=tx.now,
+            number=revocations.newest_crl_number(tx, key[0]) + 1,
+            entries=entries,
+            recent=recent,
+            holds_ended=crls.count_holds_ended(tx, *key),
+            changes=None if base is None else _changes(tx, key, base.base_at - SETTLING),
+        )
 
     def _sweep(self, now: datetime) -> None:
         """Delete entries of generations that are over, a run at a time."""
@@ -258,7 +302,7 @@ class CRLPublisher:
         return replace(
             dated,
             frame=frame(crl.entries.chunks, freshest),
-            delta_frame=frame(tuple(crl.entries.after(crl.base_size)), base),
+            delta_frame=frame(crl.delta_entries, base),
         )
 
     def _put(self, crl: CRL, added: bytes) -> bool:
@@ -277,6 +321,9 @@ class CRLPublisher:
             entries_count=crl.entries.count,
             base_number=crl.base_number,
             base_size=crl.base_size,
+            base_at=crl.base_at,
+            delta_changes=crl.delta_changes,
+            holds_ended=crl.holds_ended,
             delta_head=None if delta is None else delta.head,
             delta_tail=None if delta is None else delta.tail,
         )
@@ -295,6 +342,21 @@ class CRLPublisher:
             return True
 
         return self._store.write(unit)
+
+
+def _changes(tx: Transaction, key: Key, since: datetime) -> bytes | None:
+    """Return all that is different since a base was made, as entries of a delta; None: too much.
+
+    RFC 5280 §5.2.4: what was revoked, whose reason changed, and what was released from a hold that
+    any CRL since then may have listed.
+    """
+    rows = (row for page in crls.revoked(tx, *key, since=since) for row in page)
+    changed = {serial: (at, reason) for serial, at, reason in islice(rows, _FEW + 1)}
+    for serial, at, reason in crls.holds_ended(tx, *key, since=since):
+        changed[serial] = at, reason or layout.REMOVED
+    if len(changed) > _FEW:
+        return None
+    return layout.encode((serial, at, reason) for serial, (at, reason) in changed.items())
 
 
 def _is_over(crl: CRL, now: datetime) -> bool:

@@ -38,7 +38,9 @@ class CRL:
     """One published CRL. `scope`: "" for all of an issuer, else the profile whose shard it is.
 
     `pieces` one after the other are the complete DER; so are those of the delta CRL, where the
-    issuer makes them.
+    issuer makes them. The delta has what was added to the entries since its base was made, and
+    before that, as `delta_changes`, what the base or a CRL since then listed otherwise: holds that
+    ended. `holds_ended` counts those that the entries have taken note of.
     """
 
     issuer: str
@@ -51,6 +53,9 @@ class CRL:
     generation: int
     base_number: int
     base_size: int
+    base_at: datetime
+    delta_changes: bytes
+    holds_ended: int
     delta_frame: Frame | None
 
     @property
@@ -63,7 +68,12 @@ class CRL:
         """The signed delta CRL, or None: this issuer makes none."""
         if self.delta_frame is None:
             return None
-        return self.delta_frame.around(self.entries.after(self.base_size))
+        return self.delta_frame.around(self.delta_entries)
+
+    @property
+    def delta_entries(self) -> tuple[bytes, ...]:
+        """The entries of the delta CRL."""
+        return self.delta_changes, *self.entries.after(self.base_size)
 
     @property
     def der(self) -> bytes:
@@ -249,5 +259,8 @@ def _whole(stored: StoredCRL, entries: Entries) -> CRL:
         generation=stored.generation,
         base_number=stored.base_number,
         base_size=stored.base_size,
+        base_at=stored.base_at,
+        delta_changes=stored.delta_changes,
+        holds_ended=stored.holds_ended,
         delta_frame=delta,
     )

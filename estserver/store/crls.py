@@ -14,10 +14,11 @@ import sqlalchemy as sa
 from estserver.store.engine import Transaction, from_unix, to_unix
 from estserver.store.journalling import tell_crl
 from estserver.store.revocations import newest_crl_number
-from estserver.store.tables import certificates, crl_entries, crls
+from estserver.store.tables import certificates, crl_entries, crls, hold_endings
 
 _PAGE = 5000
 _DAY = 86400
+_TIMES = ("this_update", "next_update", "base_at")
 _USED = sa.select(crls.c.generation).scalar_subquery()
 
 
@@ -25,7 +26,9 @@ _USED = sa.select(crls.c.generation).scalar_subquery()
 class StoredCRL:
     """One published CRL without its entries. `scope`: "" for all of an issuer, else a profile.
 
-    `base_number` and `base_size`: what its delta CRL adds to; the delta's frame is None without.
+    `base_number` and `base_size`: what its delta CRL adds to, made at `base_at`; the delta's frame
+    is None without. `delta_changes`: entries of the delta about what the base had already.
+    `holds_ended`: how many holds had ended when its generation began.
     Generation 0 has no entries to add to: the whole CRL is its head.
     """
 
@@ -41,6 +44,9 @@ class StoredCRL:
     entries_count: int
     base_number: int
     base_size: int
+    base_at: datetime
+    delta_changes: bytes
+    holds_ended: int
     delta_head: bytes | None = None
     delta_tail: bytes | None = None
 
@@ -54,8 +60,7 @@ def newest(tx: Transaction, issuer: str, scope: str = "") -> StoredCRL | None:
 
 
 def _stored(row: sa.RowMapping) -> StoredCRL:
-    times = {key: from_unix(row[key]) for key in ("this_update", "next_update")}
-    return StoredCRL(**{**row, **times})
+    return StoredCRL(**{**row, **{key: from_unix(row[key]) for key in _TIMES}})
 
 
 def entries(tx: Transaction, stored: StoredCRL, *, after: int = 0) -> Iterator[bytes]:
@@ -109,7 +114,7 @@ def put(tx: Transaction, stored: StoredCRL, added: bytes) -> bool:
     if (tx.connection.execute(there).scalar_one() or 0) != position:
         return False
     values = {field: getattr(stored, field) for field in StoredCRL.__dataclass_fields__}
-    values |= {key: to_unix(values[key]) for key in ("this_update", "next_update")}
+    values |= {key: to_unix(values[key]) for key in _TIMES}
     if not tx.insert_new(crls, **values):
         return False
     if added:
@@ -129,7 +134,7 @@ def page(tx: Transaction) -> list[StoredCRL]:
 def dismiss(tx: Transaction, issuer: str) -> bool:
     """Have every CRL of an issuer made anew from the certificates; False if there is none.
 
-    For what its schedule does not see: a hold that was released, a clock that was wrong.
+    For what its schedule does not see: a clock that was wrong, a database that was restored.
     """
     changed = sa.update(crls).where(crls.c.issuer == issuer)
     return tx.change(changed.values(this_update=tx.at, next_update=tx.at)) > 0
@@ -193,3 +198,49 @@ def count_revoked(tx: Transaction, issuer: str, scope: str, *, since: datetime) 
     """Count what `revoked` would yield."""
     query = sa.select(sa.func.count()).where(*_revoked(tx, issuer, scope, since))
     return tx.connection.execute(query.select_from(certificates)).scalar_one()
+
+
+# -- holds that ended -----------------------------------------------------------------------------
+
+
+def _of_scope(issuer: str, scope: str) -> list[sa.ColumnElement[bool]]:
+    rules = [hold_endings.c.issuer == issuer]
+    if scope:
+        rules.append(hold_endings.c.profile == scope)
+    return rules
+
+
+def count_holds_ended(tx: Transaction, issuer: str, scope: str) -> int:
+    """Count the holds that ever ended: one more, and a CRL made before is wrong about it."""
+    query = sa.select(sa.func.count()).where(*_of_scope(issuer, scope))
+    return tx.connection.execute(query.select_from(hold_endings)).scalar_one()
+
+
+def holds_ended(
+    tx: Transaction, issuer: str, scope: str, *, since: datetime
+) -> Sequence[sa.Row[str, int, str | None]]:
+    """List (serial, time, reason) of certificates whose hold has ended `since` and not expired.
+
+    As `revoked` has it where they are revoked now; else reason None and when the last hold ended.
+    """
+    query = (
+        sa.select(
+            hold_endings.c.serial,
+            sa.func.coalesce(certificates.c.revoked_at, sa.func.max(hold_endings.c.at)),
+            certificates.c.reason,
+        )
+        .join(
+            certificates,
+            sa.and_(
+                certificates.c.issuer == hold_endings.c.issuer,
+                certificates.c.serial == hold_endings.c.serial,
+            ),
+        )
+        .where(
+            *_of_scope(issuer, scope),
+            hold_endings.c.at >= to_unix(since),
+            certificates.c.not_after >= tx.at - _DAY,
+        )
+        .group_by(hold_endings.c.serial, certificates.c.revoked_at, certificates.c.reason)
+    )
+    return tx.connection.execute(query).all()

@@ -3,10 +3,12 @@
 Called by the functions that make the change, so that no caller can leave it out.
 """
 
+from typing import Any
+
 import sqlalchemy as sa
 
 from estserver.journal import Entry, encode_octets
-from estserver.model import Draft, Enrollment, RevocationReason
+from estserver.model import Draft, Enrollment
 from estserver.store.engine import Transaction
 from estserver.store.tables import certificates, invitations
 
@@ -57,19 +59,29 @@ def tell_abandoned(tx: Transaction, enrollment: str) -> None:
     tx.journal(Entry("abandoned", {"enrollment": enrollment}))
 
 
-def tell_revocation(tx: Transaction, enrollment: str, reason: RevocationReason) -> None:
-    """Tell that a certificate is revoked from now on."""
+def tell_revocation(tx: Transaction, enrollment: str) -> None:
+    """Tell that a certificate is revoked from now on, or on hold, as its row says."""
     if tx.journals:
-        query = sa.select(certificates.c.issuer, certificates.c.serial)
-        row = tx.connection.execute(query.where(certificates.c.enrollment == enrollment)).one()
-        fields = {
-            "enrollment": enrollment,
-            "issuer": row.issuer,
-            "serial": f"{int(row.serial, 16):x}",
-            "revoked_at": tx.at,
-            "reason": reason.value,
-        }
-        tx.journal(Entry("revocation", fields))
+        row = _row_of(tx, enrollment)
+        fields = {"revoked_at": row.revoked_at, "reason": row.reason}
+        tx.journal(Entry("revocation", {**_named(enrollment, row), **fields}))
+
+
+def tell_release(tx: Transaction, enrollment: str) -> None:
+    """Tell that the hold of a certificate has ended."""
+    if tx.journals:
+        named = _named(enrollment, _row_of(tx, enrollment))
+        tx.journal(Entry("release", {**named, "released_at": tx.at}))
+
+
+def _row_of(tx: Transaction, enrollment: str) -> sa.Row[Any]:
+    query = sa.select(certificates).where(certificates.c.enrollment == enrollment)
+    return tx.connection.execute(query).one()
+
+
+def _named(enrollment: str, row: sa.Row[Any]) -> dict[str, Any]:
+    serial = f"{int(row.serial, 16):x}"
+    return {"enrollment": enrollment, "issuer": row.issuer, "serial": serial}
 
 
 def tell_crl(tx: Transaction, issuer: str, number: int) -> None:

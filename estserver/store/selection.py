@@ -9,7 +9,13 @@ import sqlalchemy as sa
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from estserver.errors import BadInput
-from estserver.model import CertificateRecord, CertificateState, KeyType, PublicKey
+from estserver.model import (
+    CertificateRecord,
+    CertificateState,
+    KeyType,
+    PublicKey,
+    RevocationReason,
+)
 from estserver.public_keys import describe_key
 from estserver.store import certificates as records
 from estserver.store.engine import Transaction, to_unix
@@ -25,8 +31,9 @@ MAX_SERIALS = 30_000
 class Selection:
     """What certificates must have in common; None or empty does not matter.
 
-    Only those that count: valid now, or still being issued. Never the server's own.
-    `email` is the registration's, in full. `serials` are numbers, of whatever issuer.
+    Only those that count: valid now, or still being issued, and where `held` is set those on hold.
+    Never the server's own. `email` is the registration's, in full. `serials` are numbers, of
+    whatever issuer.
     """
 
     issuer: str | None = None
@@ -37,12 +44,13 @@ class Selection:
     issued_after: datetime | None = None
     issued_before: datetime | None = None
     serials: frozenset[int] = frozenset()
+    held: bool = False
 
     def __post_init__(self) -> None:
         """Raises BadInput: nothing is named, which would be everything; too many serials."""
         if len(self.serials) > MAX_SERIALS:
             raise BadInput(f"more than {MAX_SERIALS} serials: split the list")
-        if not any(getattr(self, name) for name in self.__slots__):
+        if not any(getattr(self, name) for name in self.__slots__ if name != "held"):
             raise BadInput(
                 "say which certificates: by issuer, profile, key type, invitation, address, time "
                 "of issue or serials"
@@ -89,13 +97,17 @@ def count(tx: Transaction, selection: Selection) -> int:
 def _page(
     tx: Transaction, selection: Selection, after: str | None, limit: int
 ) -> Sequence[tuple[str, bytes]]:
+    state = certificates.c.state
+    counts: list[sa.ColumnElement[bool]] = [
+        state.in_((CertificateState.VALID.value, CertificateState.ISSUING.value))
+    ]
+    if selection.held:
+        counts.append(certificates.c.reason == RevocationReason.CERTIFICATE_HOLD.value)
     query = (
         sa.select(certificates.c.enrollment, enrollments.c.spki)
         .join(enrollments, enrollments.c.id == certificates.c.enrollment)
         .where(
-            certificates.c.state.in_(
-                (CertificateState.VALID.value, CertificateState.ISSUING.value)
-            ),
+            sa.or_(*counts),
             certificates.c.not_after >= tx.at,
             certificates.c.via != "internal",
         )

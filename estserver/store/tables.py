@@ -168,6 +168,18 @@ blocked_keys = sa.Table(
     sa.Column("blocked_at", sa.BigInteger, nullable=False),
 )
 
+hold_endings = sa.Table(
+    "hold_endings",
+    metadata,
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    sa.Column("issuer", sa.Text, nullable=False),
+    sa.Column("serial", sa.Text, nullable=False),
+    sa.Column("profile", sa.Text, nullable=False),
+    sa.Column("at", sa.BigInteger, nullable=False),
+    sa.Index(None, "issuer", "profile", "at"),
+)
+"""Holds that were released or became revocations for good: what CRLs listed otherwise before."""
+
 crls = sa.Table(
     "crls",
     metadata,
@@ -187,6 +199,11 @@ crls = sa.Table(
     sa.Column("base_size", sa.BigInteger, nullable=False),
     sa.Column("delta_head", sa.LargeBinary),
     sa.Column("delta_tail", sa.LargeBinary),
+    # When that base was made; and what is different since in what the base had already.
+    sa.Column("base_at", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("delta_changes", sa.LargeBinary, nullable=False, server_default=""),
+    # How many holds of its scope had ended when its generation began.
+    sa.Column("holds_ended", sa.BigInteger, nullable=False, server_default="0"),
 )
 
 crl_entries = sa.Table(
