@@ -10,8 +10,11 @@ which only the supervisor can write to, ends with it; then the workers end too.
 
 import asyncio
 import contextlib
+import fcntl
 import gc
+import hashlib
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -19,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import structlog
@@ -57,13 +61,13 @@ def supervise(
     for name, listener in settings.listeners.each():
         if listener.serves and listener.socket is None and listener.port == 0:
             raise ConfigurationError(f"listeners.{name}.port: workers need a number they can share")
-    with _shared_counters() as identity:
+    with _shared_counters(settings.directory) as identity:
         supervisor = _Supervisor(settings, reread, workers, identity)
         supervisor.run(test_mode=test_mode)
 
 
 @contextlib.contextmanager
-def _shared_counters() -> Iterator[list[str]]:
+def _shared_counters(instance: Path) -> Iterator[list[str]]:
     """Let all counters made from now on lie in files that every worker can read.
 
     Yields a list whose only item names the process that counts.
@@ -71,11 +75,41 @@ def _shared_counters() -> Iterator[list[str]]:
     if "estserver.http" in sys.modules:
         raise Fault("there are counters already that cannot be shared")
     identity = ["supervisor"]
-    with tempfile.TemporaryDirectory(prefix="estserver-counters-") as folder:
+    with _folder_of_counters(instance) as folder:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
         # By slot, not by process: a worker goes on where the one before it has died.
         values.ValueClass = values.MultiProcessValue(lambda: identity[0])  # type: ignore[no-untyped-call]  # prometheus_client
         yield identity
+
+
+@contextlib.contextmanager
+def _folder_of_counters(instance: Path) -> Iterator[str]:
+    """Make a folder that ends with us, and end those that killed supervisors of `instance` left.
+
+    The lock on a folder lives as long as its supervisor or one of the workers, which inherit it.
+    """
+    name = f"estserver-counters-{hashlib.sha256(bytes(instance)).hexdigest()[:16]}-"
+    with contextlib.ExitStack() as ours:
+        # Nobody may find our folder before it is locked.
+        with _locked(instance, fcntl.LOCK_EX):
+            for left in Path(tempfile.gettempdir()).glob(f"{name}*"):
+                # In use, or another user's.
+                with contextlib.suppress(OSError), _locked(left, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                    shutil.rmtree(left)
+            folder = ours.enter_context(tempfile.TemporaryDirectory(prefix=name))
+            ours.enter_context(_locked(Path(folder), fcntl.LOCK_EX))
+        yield folder
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, how: int) -> Iterator[None]:
+    """Hold the lock on a folder. Raises OSError: it cannot be had."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, how)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @dataclass(slots=True)
@@ -138,6 +172,9 @@ class _Supervisor:
             try:
                 self._stop()
             finally:
+                # What came meanwhile, as from a worker that was just ready, would kill us now.
+                while signal.sigtimedwait(_SIGNALS, 0) is not None:
+                    pass
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _take_addresses(self) -> None:
