@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from estserver import config
-from estserver.ca.keys import write_private
+from estserver.ca.files import write_private
 from estserver.config import Settings
 from estserver.core import Core
 from estserver.errors import BadInput

@@ -18,7 +18,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from estserver.ca.chains import Chains
-from estserver.ca.keys import PrivateKey, encrypt_key, generate_key, load_key, write_private
+from estserver.ca.files import write_private
+from estserver.ca.keys import PrivateKey, encrypt_key, generate_key, load_key
 from estserver.config import Settings
 from estserver.csr import read_csr
 from estserver.errors import ConfigurationError, Fault, NotFound

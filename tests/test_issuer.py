@@ -23,8 +23,9 @@ from pkilint.pkix import extension as pkix_extension
 from pkilint.pkix import name as pkix_name
 
 from estserver import config
+from estserver.ca.files import write_private
 from estserver.ca.issuer import Issuer
-from estserver.ca.keys import encrypt_key, generate_key, key_type_of, load_key, write_private
+from estserver.ca.keys import encrypt_key, generate_key, key_type_of, load_key
 from estserver.ca.lint import lint
 from estserver.errors import ConfigurationError, Fault, LintFailed
 from estserver.model import Draft, KeyType, Plan, Secret

@@ -20,8 +20,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from estserver import config
+from estserver.ca.files import write_private, write_public
 from estserver.ca.hierarchy import KEY_TYPES, NAME_MAX, fingerprint, make_hierarchy
-from estserver.ca.keys import encrypt_key, write_private
+from estserver.ca.keys import encrypt_key
 from estserver.ca.rollover import Ceremony
 from estserver.ca.root_folder import new_passphrase, require_empty, write_root
 from estserver.errors import BadInput
@@ -99,7 +100,7 @@ def create_instance(
         write_private(directory / "ca/issuing.key", encrypt_key(issuing.key, passphrase))
         for name, authority in (("root", root), ("issuing", issuing)):
             pem = authority.certificate.public_bytes(Encoding.PEM)
-            (directory / f"ca/{name}.crt").write_bytes(pem)
+            write_public(directory / f"ca/{name}.crt", pem)
         instance = Instance(configuration, root.certificate, issuing.certificate)
         created = {"root_sha256": instance.fingerprint}
         _create_database(config.load(configuration), clock, by, created)
@@ -139,7 +140,7 @@ def _write_foundations(
     (directory / "ca").mkdir()
     (directory / "ca").chmod(0o755)
     configuration = directory / "estserver.toml"
-    configuration.write_text(_configuration(options, now, chain), encoding="utf-8")
+    write_public(configuration, _configuration(options, now, chain).encode())
     return configuration, passphrase
 
 

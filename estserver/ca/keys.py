@@ -1,7 +1,5 @@
 """Private keys: made, kept encrypted on disk, loaded. PKCS#8 PEM under the passphrase file."""
 
-import contextlib
-import os
 import stat
 from collections.abc import Iterable
 from pathlib import Path
@@ -63,24 +61,6 @@ def load_key(path: Path, passphrase: Secret) -> PrivateKey:
     if not isinstance(key, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey):
         raise ConfigurationError(f"{path}: neither an RSA nor an EC key")
     return key
-
-
-def write_private(path: Path, content: bytes) -> None:
-    """Write a file that only its owner may read, durably and all or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    draft = path.with_name(path.name + ".new")
-    with contextlib.suppress(FileNotFoundError):
-        draft.unlink()
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def readable_by_others(paths: Iterable[Path]) -> list[str]:

@@ -25,6 +25,7 @@ from estserver.ca.acceptance import (
     same_authority,
 )
 from estserver.ca.chains import read_chains
+from estserver.ca.files import drafted, write_private, write_public
 from estserver.ca.hierarchy import (
     Authority,
     CAPublicKey,
@@ -43,7 +44,6 @@ from estserver.ca.keys import (
     key_type_of,
     load_key,
     read_secret,
-    write_private,
 )
 from estserver.ca.root_folder import require_empty, write_root
 from estserver.config import Settings
@@ -114,7 +114,7 @@ class Ceremony:
             organization = self.settings.branding.organization
             subject = ca_name(organization, "Issuing CA", new_mark(self.now))
             write_private(key_path, encrypt_key(key, self._passphrase()))
-        csr_path.write_bytes(request_issuing(subject, key).public_bytes(Encoding.PEM))
+        write_public(csr_path, request_issuing(subject, key).public_bytes(Encoding.PEM))
         return csr_path
 
     def install(self, name: str, files: Outside, succeeds: tuple[str, ...] = ()) -> Added:
@@ -136,14 +136,14 @@ class Ceremony:
         before = [*_certificates(certificate)]
         before += [one for path in issuer.chain for one in _certificates(self._path(path))]
         if not before and issuer.chain:
-            _write_certificates(self._path(issuer.chain[0]), chain[1:])
+            write_public(self._path(issuer.chain[0]), _pem(chain[1:]))
         elif not _continues(before, chain):
             raise Conflict(
                 f"issuer {name} is configured below another CA or with another name than this: "
                 f"{common_name(chain[0])} below {common_name(chain[-1])}: add it under another "
                 "name (`estserver ca request`)"
             )
-        _write_certificates(certificate, chain[:1])
+        write_public(certificate, _pem(chain[:1]))
         return Added(name, chain, (), "")
 
     def adopt(
@@ -262,11 +262,11 @@ class Ceremony:
         with _undone_on_failure(*made, *([] if key_is_there else [key_path])):
             if not key_is_there:
                 write_private(key_path, encrypt_key(key, self._passphrase()))
-            _write_certificates(certificate_path, chain[:1])
+            write_public(certificate_path, _pem(chain[:1]))
             if chain[1:]:
-                _write_certificates(chain_path, chain[1:])
+                write_public(chain_path, _pem(chain[1:]))
             if cross:
-                _write_certificates(cross_path, cross)
+                write_public(cross_path, _pem(cross))
             toml = _table(
                 name,
                 issuer.model_copy(
@@ -338,13 +338,9 @@ def append(configuration: Path, toml: str) -> None:
     Raises ConfigurationError: it could not; the file stays as it was.
     """
     path = configuration.resolve()
-    draft = path.with_name(path.name + ".new")
     text = path.read_text(encoding="utf-8")
-    with _undone_on_failure(draft):
-        draft.write_text(f"{text.rstrip()}\n\n{toml}", encoding="utf-8")
-        draft.chmod(path.stat().st_mode & 0o777)
+    with drafted(path, f"{text.rstrip()}\n\n{toml}".encode()) as draft:
         read_chains(config.load(draft))
-        draft.replace(path)
 
 
 def _table(name: str, issuer: IssuerSettings) -> str:
@@ -381,13 +377,6 @@ def _certificates(path: Path) -> tuple[x509.Certificate, ...]:
 
 def _pem(certificates: Sequence[x509.Certificate]) -> bytes:
     return b"".join(certificate.public_bytes(Encoding.PEM) for certificate in certificates)
-
-
-def _write_certificates(path: Path, certificates: Sequence[x509.Certificate]) -> None:
-    """Write a file for everybody to read, all or nothing: a server may be starting."""
-    draft = path.with_name(path.name + ".new")
-    draft.write_bytes(_pem(certificates))
-    draft.replace(path)
 
 
 def _continues(before: Sequence[x509.Certificate], chain: Chain) -> bool:

@@ -10,8 +10,9 @@ from pathlib import Path
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from estserver.ca.acceptance import read_certificates
+from estserver.ca.files import write_private, write_public
 from estserver.ca.hierarchy import Authority
-from estserver.ca.keys import encrypt_key, load_key, read_secret, write_private
+from estserver.ca.keys import encrypt_key, load_key, read_secret
 from estserver.errors import BadInput
 from estserver.model import Secret
 
@@ -35,7 +36,7 @@ def write_root(folder: Path, root: Authority) -> None:
     passphrase = new_passphrase()
     write_private(folder / _PASSPHRASE, f"{passphrase.reveal()}\n".encode())
     write_private(folder / _KEY, encrypt_key(root.key, passphrase))
-    (folder / _CERTIFICATE).write_bytes(root.certificate.public_bytes(Encoding.PEM))
+    write_public(folder / _CERTIFICATE, root.certificate.public_bytes(Encoding.PEM))
 
 
 def open_root(folder: Path, passphrase: Path) -> Authority:

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from estserver import config
 from estserver.ca.chains import read_chains
+from estserver.ca.files import write_public
 from estserver.ca.hierarchy import KEY_TYPES, common_name, fingerprint
 from estserver.ca.keys import read_secret
 from estserver.ca.rollover import Added, Ceremony, Outside, certify
@@ -105,8 +106,11 @@ def sign(*, csr: Path, folder: Path, root_passphrase: Path | None, out: Path | N
     pem = certificate.public_bytes(Encoding.PEM) + root.certificate.public_bytes(Encoding.PEM)
     if out is None:
         click.echo(pem, nl=False)
-    else:
+    elif out.exists() and not out.is_file():
+        # A device or a pipe; a file in its place would be nonsense.
         out.write_bytes(pem)
+    else:
+        write_public(out, pem)
     hint(f"Signed: {certificate.subject.rfc4514_string()}\nSHA-256: {fingerprint(certificate)}")
 
 

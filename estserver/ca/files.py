@@ -1,0 +1,62 @@
+"""Files written whole and durably, or not at all; they go on belonging to whom they belonged."""
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+_PRIVATE, _PUBLIC = 0o600, 0o666
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Write a file that only its owner may read. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with drafted(path, content, mode=_PRIVATE):
+        pass
+
+
+def write_public(path: Path, content: bytes) -> None:
+    """Write a file for others to read, as far as the umask lets them. Raises OSError."""
+    with drafted(path, content):
+        pass
+
+
+@contextlib.contextmanager
+def drafted(path: Path, content: bytes, *, mode: int | None = None) -> Iterator[Path]:
+    """Write `content` beside `path`; it takes its place once the body ends, never if that fails.
+
+    It keeps owner and, without `mode`, mode of the file that it replaces. A new one that root
+    makes belongs to whom its folder belongs to: the service must be able to read it. No link is
+    followed: root may be writing where somebody else may make one. Raises OSError.
+    """
+    draft = path.with_name(path.name + ".new")
+    draft.unlink(missing_ok=True)
+    try:
+        _write(draft, content, path, mode)
+        yield draft
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _write(draft: Path, content: bytes, path: Path, mode: int | None) -> None:
+    before = path.lstat() if path.is_file() and not path.is_symlink() else None
+    # Nobody reads it before it has the mode of the one it replaces.
+    made_with = mode or (_PUBLIC if before is None else _PRIVATE)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    with os.fdopen(os.open(draft, flags, made_with), "wb") as file:
+        file.write(content)
+        if os.geteuid() == 0:
+            owner = before or path.parent.stat()
+            os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
+        if mode is None and before is not None:
+            os.fchmod(file.fileno(), stat.S_IMODE(before.st_mode))
+        file.flush()
+        os.fsync(file.fileno())

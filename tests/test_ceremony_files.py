@@ -1,0 +1,92 @@
+"""What ceremonies write: on the disk before it has its name, and still the service's own."""
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from tests.command_line import Shell
+from tests.live import Workshop
+
+
+@pytest.fixture
+def shell(template: Path, tmp_path: Path) -> Shell:
+    return Shell(Workshop(template).make(tmp_path / "instance", start=False).directory)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_what_root_writes_belongs_to_whom_the_instance_belongs(shell: Shell) -> None:
+    owner = (4711, 4712)
+    configuration = shell.directory / "estserver.toml"
+    for path in (shell.directory, *shell.directory.rglob("*")):
+        os.chown(path, *owner)
+    configuration.chmod(0o640)
+    shell.run("ca", "new-issuer", "second")
+    shell.run("ca", "request", "third")
+    made = [configuration, *(shell.directory / "ca").iterdir()]
+    assert {path.name for path in made} >= {"second.key", "second.crt", "third.key", "third.csr"}
+    assert {(path.stat().st_uid, path.stat().st_gid) for path in made} == {owner}
+    assert _mode(configuration) == 0o640
+    assert _mode(shell.directory / "ca/second.key") == 0o600
+
+
+def test_a_ceremony_follows_no_link_but_that_of_the_configuration(
+    shell: Shell, tmp_path: Path
+) -> None:
+    configuration, elsewhere = shell.directory / "estserver.toml", tmp_path / "elsewhere"
+    configuration.rename(shell.directory / "real.toml")
+    configuration.symlink_to("real.toml")
+    elsewhere.write_text("precious", encoding="utf-8")
+    (shell.directory / "ca/second.csr").symlink_to(elsewhere)
+    shell.run("ca", "request", "second")
+    shell.run("ca", "new-issuer", "third")
+    assert configuration.is_symlink()
+    assert "[issuers.third]" in configuration.read_text(encoding="utf-8")
+    assert elsewhere.read_text(encoding="utf-8") == "precious"
+    assert (shell.directory / "ca/second.csr").read_bytes().startswith(b"-----BEGIN CERT")
+
+
+def test_what_a_ceremony_leaves_is_on_the_disk(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each file is synced whole, and so is its folder: seen at the system call itself."""
+    synced: dict[int, int] = {}
+    fsync = os.fsync
+
+    def watch(descriptor: int) -> None:
+        found = os.fstat(descriptor)
+        synced[found.st_ino] = found.st_size
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watch)
+    before = {path.stat().st_ino for path in shell.directory.rglob("*")}
+    shell.run("ca", "new-issuer", "second")
+    folder = shell.directory / "ca"
+    made = [path for path in folder.iterdir() if path.stat().st_ino not in before]
+    assert {path.name for path in made} == {"second.key", "second.crt", "second-chain.crt"}
+    for path in (*made, shell.directory / "estserver.toml"):
+        assert synced.get(path.stat().st_ino) == path.stat().st_size, path
+    assert synced.keys() >= {shell.directory.stat().st_ino, folder.stat().st_ino}
+
+
+def test_a_certificate_goes_into_a_pipe_as_into_a_file(shell: Shell, tmp_path: Path) -> None:
+    csr = shell.run("ca", "request", "second").stdout.strip()
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reading = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        folder = str(shell.directory / "ca")
+        passphrase = str(shell.directory / "secrets/passphrase")
+        shell.run(
+            *("ca", "sign", csr, "--root", folder),
+            *("--root-passphrase", passphrase, "--out", str(pipe)),
+        )
+        assert os.read(reading, 1 << 16).startswith(b"-----BEGIN CERTIFICATE-----")
+    finally:
+        os.close(reading)
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+
+
+def _mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
