@@ -23,15 +23,14 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from estserver.ca.issuer import unsigned
 from estserver.core import Core
 from estserver.errors import BadInput
+from estserver.history import History, Standing
 from estserver.journal import Entry, Line, Reading
 from estserver.model import Event, Origin, PublicKey, RevocationReason, Via
 from estserver.sortable_ids import new_id
-from estserver.store import Transaction, crls, from_unix, health, refilling, revocations
+from estserver.store import Transaction, crls, health, refilling, revocations
 from estserver.store.refilling import Lost
 
 _BATCH = 200
-_SERIALS = 1 << 160
-"""RFC 5280 §4.1.2.2: no serial has more than 20 octets."""
 _NUMBERS = 1 << 63
 _FACTS = {
     "invitation": None,
@@ -65,6 +64,8 @@ class Difference:
     certificates: list[Lost] = field(default_factory=list)
     intents: list[Lost] = field(default_factory=list)
     revocations: list[Revocation] = field(default_factory=list)
+    releases: dict[str, int] = field(default_factory=dict)
+    """Serials of what is on hold and was released, by enrollment."""
     crl_numbers: dict[str, int] = field(default_factory=dict)
     units: list[str] = field(default_factory=list)
     """Invitations of which units turned out to be spent; known once it was applied."""
@@ -81,6 +82,7 @@ class Difference:
             or self.certificates
             or self.intents
             or self.revocations
+            or self.releases
             or self.crl_numbers
         )
 
@@ -102,7 +104,7 @@ class _Comparison:
         self._facts: dict[str, tuple[Entry, int]] = {}
         self._signed: dict[str, tuple[bytes, int]] = {}
         self._registrations: dict[str, dict[str, Any]] = {}
-        self._revoked: dict[tuple[str, int], tuple[datetime, RevocationReason]] = {}
+        self._history = History()
         self._numbers: dict[str, int] = {}
 
     def run(self, journal: Reading | None, published: Sequence[bytes]) -> Difference:
@@ -135,8 +137,8 @@ class _Comparison:
                     case "registration":
                         kept = refilling.read_registration(entry.fields)
                         self._registrations[kept["number"]] = kept
-                    case "revocation":
-                        self._take_revocation(entry)
+                    case "revocation" | "release":
+                        self._history.take(entry)
                     case "crl":
                         number = int(entry.fields["number"])
                         if not 0 <= number < _NUMBERS:
@@ -164,18 +166,6 @@ class _Comparison:
         if before is None or before[1] <= line.at:
             self._signed[identifier] = line.entry.octets("der"), line.at
 
-    def _take_revocation(self, entry: Entry) -> None:
-        fields = entry.fields
-        serial, at = int(fields["serial"], 16), from_unix(fields["revoked_at"])
-        if not 0 < serial < _SERIALS:
-            raise ValueError(serial)
-        self._remember(entry.text("issuer"), serial, at, RevocationReason(fields["reason"]))
-
-    def _remember(self, issuer: str, serial: int, at: datetime, reason: RevocationReason) -> None:
-        known = self._revoked.get((issuer, serial))
-        if known is None or at < known[0]:
-            self._revoked[issuer, serial] = at, reason
-
     def _take_number(self, issuer: str, number: int) -> None:
         self._numbers[issuer] = max(number, self._numbers.get(issuer, 0))
 
@@ -193,8 +183,7 @@ class _Comparison:
             raise BadInput("the CRL is not signed by an issuer of this instance")
         number = crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
         self._take_number(issuer, number)
-        for entry in crl:
-            self._remember(issuer, entry.serial_number, entry.revocation_date_utc, _reason(entry))
+        self._history.take_crl(issuer, crl)
 
     # -- against the database --------------------------------------------------------------------
 
@@ -295,7 +284,7 @@ class _Comparison:
             for lost in (*self._found.certificates, *self._found.intents)
         }
         by_issuer: dict[str, list[int]] = {}
-        for issuer, serial in sorted(self._revoked):
+        for issuer, serial in sorted(self._history.told):
             by_issuer.setdefault(issuer, []).append(serial)
         for issuer, serials in by_issuer.items():
             if issuer not in self._core.chains:
@@ -306,14 +295,18 @@ class _Comparison:
                     partial(refilling.known_revocations, issuer=issuer, serials=some)
                 )
                 for serial in some:
-                    enrollment, revoked = known.get(
-                        serial, (returning.get((issuer, serial)), False)
-                    )
-                    if not revoked:
-                        at, reason = self._revoked[issuer, serial]
+                    told = self._history.told[issuer, serial]
+                    enrollment, revoked = known.get(serial, (None, None))
+                    if not told.is_news_to(None if revoked is None else Standing(*revoked)):
+                        continue
+                    # What comes back takes the place of what an earlier recovery knew of it.
+                    enrollment = returning.get((issuer, serial), enrollment)
+                    if told.reason is not None:
                         self._found.revocations.append(
-                            Revocation(issuer, serial, enrollment, at, reason)
+                            Revocation(issuer, serial, enrollment, told.at, told.reason)
                         )
+                    elif enrollment is not None:
+                        self._found.releases[enrollment] = serial
 
     def _compare_numbers(self) -> None:
         for issuer, number in self._numbers.items():
@@ -340,15 +333,6 @@ def read_crl(octets: bytes) -> x509.CertificateRevocationList:
 def _signed_by(crl: x509.CertificateRevocationList, issuer: x509.Certificate) -> bool:
     key = issuer.public_key()
     return isinstance(key, PublicKey) and crl.is_signature_valid(key)
-
-
-def _reason(entry: x509.RevokedCertificate) -> RevocationReason:
-    """Return why; a reason that we do not give (a hold) is none."""
-    try:
-        reason = entry.extensions.get_extension_for_class(x509.CRLReason).value.reason
-        return RevocationReason(reason.value)
-    except (x509.ExtensionNotFound, ValueError):
-        return RevocationReason.UNSPECIFIED
 
 
 # -- applying -------------------------------------------------------------------------------------
@@ -387,6 +371,8 @@ def apply(
         write(unit)
         done += len(again)
         progress("revocations", done)
+    for some in _batches(list(difference.releases.items())):
+        write(partial(_release, released=some, by=by, origin=origin))
     write(partial(_finish, difference=difference, by=by, origin=origin))
 
 
@@ -431,6 +417,18 @@ def _revoke(
         tx.audit(event, origin)
 
 
+def _release(tx: Transaction, released: Iterable[tuple[str, int]], by: str, origin: Origin) -> None:
+    for enrollment, serial in released:
+        if revocations.release(tx, enrollment):
+            event = Event(
+                "certificate.released",
+                by,
+                f"certificate {serial:x}",
+                {"recovered": True, "enrollment": enrollment},
+            )
+            tx.audit(event, origin)
+
+
 def _finish(tx: Transaction, difference: Difference, by: str, origin: Origin) -> None:
     for issuer, number in difference.crl_numbers.items():
         refilling.raise_crl_number(tx, issuer, number)
@@ -442,6 +440,7 @@ def _finish(tx: Transaction, difference: Difference, by: str, origin: Origin) ->
         "certificates": len(difference.certificates),
         "intents": len(difference.intents),
         "revocations": len(difference.revocations),
+        "releases": len(difference.releases),
         "problems": len(difference.problems),
     }
     tx.audit(Event(health.RECOVERED, by, "instance", told), origin)

@@ -31,7 +31,7 @@ ROOMS = (
     ("http",),
     ("protocols", "web", "management"),
     ("logs", "listeners", "systemd", "specimens"),
-    ("server", "doctor", "verification", "backup", "recovery"),
+    ("server", "doctor", "verification", "backup", "history", "recovery"),
     ("supervisor",),
     ("cli",),
 )

@@ -152,6 +152,7 @@ def _row(difference: recovery.Difference) -> dict[str, Any]:
             }
             for one in difference.revocations
         ],
+        "releases": [f"{serial:x}" for serial in difference.releases.values()],
         "crl_numbers": difference.crl_numbers,
         "units": difference.units,
         "notes": difference.notes,
@@ -199,6 +200,10 @@ def _sentences(difference: recovery.Difference) -> list[str]:
             f"certificate {one.serial:x}: had been revoked at {shown(one.revoked_at)} "
             f"({one.reason.value}){'' if one.enrollment else ', nothing else is known of it'}"
             for one in difference.revocations
+        ),
+        *(
+            f"certificate {serial:x}: had been released from its hold"
+            for serial in difference.releases.values()
         ),
         *(
             f"issuer {issuer}: CRL {number} had been published"

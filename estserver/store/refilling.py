@@ -97,14 +97,19 @@ def known_invitations(tx: Transaction, numbers: Sequence[str]) -> dict[str, tupl
 
 def known_revocations(
     tx: Transaction, issuer: str, serials: Sequence[int]
-) -> dict[int, tuple[str, bool]]:
-    """Return enrollment, and whether it is revoked, of the serials that have a row."""
-    query = sa.select(certificates.c.serial, certificates.c.enrollment, certificates.c.state).where(
+) -> dict[int, tuple[str, tuple[datetime, RevocationReason] | None]]:
+    """Return enrollment, and when and why it was revoked, of the serials that have a row."""
+    query = sa.select(certificates).where(
         certificates.c.issuer == issuer,
         certificates.c.serial.in_([f"{serial:040x}" for serial in serials]),
     )
     return {
-        int(row.serial, 16): (row.enrollment, row.state == CertificateState.REVOKED.value)
+        int(row.serial, 16): (
+            row.enrollment,
+            None
+            if row.revoked_at is None
+            else (from_unix(row.revoked_at), RevocationReason(row.reason)),
+        )
         for row in tx.connection.execute(query)
     }
 
@@ -316,12 +321,18 @@ def _names(certificate: x509.Certificate) -> tuple[x509.GeneralName, ...]:
 def revoke_again(
     tx: Transaction, enrollment: str, revoked_at: datetime, reason: RevocationReason
 ) -> bool:
-    """Revoke a certificate as it was revoked before; False if it is. Blocks compromised keys."""
+    """Revoke a certificate as it was revoked before; False if it is. Blocks compromised keys.
+
+    One that is on hold is revoked by this too: the caller knows that it was, or held again.
+    """
     changed = tx.change(
         sa.update(certificates)
         .where(
             certificates.c.enrollment == enrollment,
-            certificates.c.state != CertificateState.REVOKED.value,
+            sa.or_(
+                certificates.c.state != CertificateState.REVOKED.value,
+                certificates.c.reason == RevocationReason.CERTIFICATE_HOLD.value,
+            ),
         )
         .values(
             state=CertificateState.REVOKED.value,
