@@ -43,12 +43,11 @@ from estserver.model import (
     Renewal,
     RenewalAuth,
     Replacement,
-    Via,
 )
 from estserver.names import format_general_name
 from estserver.profiles import Profile, covers, outside
-from estserver.steps import Steps, look, walk
-from estserver.store import Store, campaigns, certificates
+from estserver.steps import Steps, look, read, walk
+from estserver.store import Store, campaigns, certificates, ordered
 
 __all__ = [
     "ACMEAccount",
@@ -306,14 +305,11 @@ class Authenticator:
             raise unbindable("expired")
         return invitation
 
-    def registration(self, account: ACMEAccount) -> Invitation | None:
-        """Return the registration behind an account as it stands now, None for open accounts.
+    def require_registration(self, invitation: Invitation) -> None:
+        """Raise unless a registration, as it was just read, lets its account in.
 
-        Raises RegistrationClosed: cancelled or ended; NotReleased.
+        RegistrationClosed: cancelled or ended, door or profile gone; NotReleased.
         """
-        if account.invitation is None:
-            return None
-        invitation = self._invitations.get(account.invitation)
         if invitation.profile not in self._profiles:
             raise RegistrationClosed(
                 f"the profile {invitation.profile} is not issued any more: ask the administrator",
@@ -326,18 +322,18 @@ class Authenticator:
                 "the administrator has not released this registration yet: try again later"
             )
         self._require_open(invitation)
-        return invitation
 
-    def order(
+    def ordering(
         self, account: ACMEAccount, identifier: str, names: Sequence[x509.GeneralName]
-    ) -> Entitlement:
-        """Say what an ACME order of exactly these names gives, by the registration as it is now.
+    ) -> Steps[Entitlement]:
+        """Return the steps that say what an ACME order of exactly these names gives.
 
-        Whether open accounts have shown their names to be theirs is for the caller to know.
-        Raises RegistrationClosed, NotReleased, NamesNotAllowed, AlreadyIssued (no unit is left),
-        BadInput (the profile does not certify such names).
+        Its account's registration passed `require_registration`. Whether open accounts have shown
+        their names to be theirs is for the caller to know.
+        They raise NamesNotAllowed, AlreadyIssued (no unit is left), BadInput (the profile does not
+        certify such names).
         """
-        invitation = self.registration(account)
+        invitation = account.registration
         profile = account.profile if invitation is None else invitation.profile
         rules = self._profiles[profile]
         rules.require_door(Door.ACME)
@@ -347,7 +343,9 @@ class Authenticator:
             for name in names:
                 if not covers(invitation, name):
                     raise outside(format_general_name(name))
-            renews = self._ordered_before(invitation, names)
+            shown = {format_general_name(name) for name in names}
+            since = self._clock.now() - self._order_grace
+            renews = yield from read(ordered.newest_certificates, (invitation.number, shown, since))
             if renews is None and invitation.units_used >= invitation.units:
                 raise AlreadyIssued(
                     "all certificates of this registration are issued: renew them with the same "
@@ -359,23 +357,10 @@ class Authenticator:
             profile=profile,
             grant=grant,
             approved=not rules.settings.approval if approved is None else approved,
-            authority=ACMEOrder(identifier, account.invitation, renews),
+            authority=ACMEOrder(
+                identifier, None if invitation is None else invitation.number, renews
+            ),
         )
-
-    def _ordered_before(
-        self, invitation: Invitation, names: Sequence[x509.GeneralName]
-    ) -> str | None:
-        """Find the certificate that an order of these names would renew."""
-        wanted = {format_general_name(name) for name in names}
-        found = self._store.read(
-            lambda tx: certificates.invitation_certificates(tx, invitation.number)
-        )
-        since = self._clock.now() - self._order_grace
-        for record in found:
-            stands = record.state is CertificateState.VALID and record.not_after >= since
-            if stands and record.via is Via.ACME and set(record.names) == wanted:
-                return record.enrollment
-        return None
 
     def _requiring_time(self, record: CertificateRecord, rules: Profile) -> Steps[None]:
         now = self._clock.now()

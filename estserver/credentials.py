@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from estserver.model import Secret
+from estserver.model import Invitation, Secret
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +31,12 @@ class CertificateCredential:
 
 @dataclass(frozen=True, slots=True)
 class ACMEAccount:
-    """An account whose key signed the request; `invitation` is what it was bound to, if anything.
+    """An account whose key signed the request.
 
-    `profile` is what it gets where there is no invitation.
+    `registration` is what it was bound to, if anything, as this request found it; `profile` what
+    it gets where there is none.
     """
 
     identifier: str
-    invitation: str | None
+    registration: Invitation | None
     profile: str

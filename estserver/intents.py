@@ -40,6 +40,7 @@ from estserver.store import (
     Transaction,
     certificates,
     issuance,
+    ordered,
     outbox,
     registrations,
     revocations,
@@ -105,6 +106,8 @@ def known(tx: Transaction, questions: Sequence[tuple[Authority, bytes]]) -> list
     renewed is a spent PIN afterwards, and a lost answer must be found all the same.
     """
     found = certificates.enrollments_of_keys(tx, [digest for _, digest in questions])
+    orders = {authority.key for authority, _ in questions if isinstance(authority, ACMEOrder)}
+    ordered_before = ordered.enrollments_under(tx, orders)
 
     def answers(authority: Authority, digest: bytes) -> list[Enrollment]:
         match authority:
@@ -112,7 +115,7 @@ def known(tx: Transaction, questions: Sequence[tuple[Authority, bytes]]) -> list
                 return [one for one in found.get(digest, ()) if one.invitation == number]
             case ACMEOrder():
                 # One order, one certificate: another key is no other question.
-                return certificates.enrollments_under(tx, authority.key)
+                return ordered_before.get(authority.key, [])
             case _:
                 return [one for one in found.get(digest, ()) if one.authority_key == authority.key]
 

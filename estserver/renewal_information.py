@@ -11,6 +11,7 @@ from cryptography import x509
 from estserver.campaigns import Campaigns, RenewalWindow
 from estserver.errors import BadInput, NotFound
 from estserver.model import CertificateRecord, Clock
+from estserver.steps import Steps, look, walk
 from estserver.store import Store, certificates
 
 ASK_AGAIN_SECONDS = 6 * 3600
@@ -63,13 +64,16 @@ class RenewalInformation:
 
     def find(self, text: object) -> CertificateRecord:
         """Return the row of an issued certificate. Raises BadInput, NotFound."""
+        return walk(self.finding(text), self._store)
+
+    def finding(self, text: object) -> Steps[CertificateRecord]:
+        """Return the steps of `find`."""
         certificate_id = read_certificate_id(text)
         issuer = self._issuers.get(certificate_id.key_identifier)
         record = None
         if issuer is not None:
-            record = self._store.read(
-                lambda tx: certificates.by_issuer_serial(tx, issuer, certificate_id.serial)
-            )
+            serial = certificate_id.serial
+            record = yield from look(lambda tx: certificates.by_issuer_serial(tx, issuer, serial))
         if record is None or record.sha256 is None:
             raise NotFound("there is no such certificate")
         return record

@@ -28,20 +28,24 @@ from estserver.model import (
     Renewal,
     Replacement,
 )
-from estserver.store import Transaction, certificates, registrations
+from estserver.store import Transaction, certificates, ordered, registrations
 
 
 def spend(tx: Transaction, authorities: Sequence[Authority]) -> list[Refused | None]:
     """Use up what each entitlement draws on: the only place that does.
 
     Returns for each None, or why the invitation has no unit for it: AlreadyIssued, BadCredentials,
-    RegistrationClosed, NotReleased, Conflict; of such a one nothing was used up.
+    RegistrationClosed, NotReleased, Conflict; for orders CertificateRefused too. Of such a one
+    nothing was used up.
     Raises for the rarer authorities the same and CertificateRefused; nothing may be kept then.
     """
     units = Counter(a.number for a in authorities if isinstance(a, InvitationUnit))
     taken = registrations.spend_units(tx, units)
+    orders = iter(_spend_orders(tx, [a for a in authorities if isinstance(a, ACMEOrder)]))
     return [
-        None
+        next(orders)
+        if isinstance(authority, ACMEOrder)
+        else None
         if isinstance(authority, InvitationUnit) and authority.number in taken
         else _spend(tx, authority)
         for authority in authorities
@@ -62,24 +66,39 @@ def _spend(tx: Transaction, authority: Authority) -> Refused | None:
                     values={"reason": "replaced"},
                 )
             _require_standing(tx, replaces)
-        case ACMEOrder():
-            _spend_order(tx, authority)
         case Renewal():
             _spend_renewal(tx, authority)
-        case Internal():
+        case ACMEOrder() | Internal():
             pass
     return None
 
 
-def _spend_order(tx: Transaction, authority: ACMEOrder) -> None:
-    number = authority.invitation
-    if number is None:
-        return
-    if authority.spends_unit and not registrations.spend_unit(tx, number, bound=True):
-        raise _why_no_unit(tx, registrations.get(tx, number), bound=True)
-    require_not_cancelled(tx, number)
-    if authority.renews is not None:
-        _require_standing(tx, authority.renews)
+def _spend_orders(tx: Transaction, orders: Sequence[ACMEOrder]) -> list[Refused | None]:
+    """Use up what orders draw on: a unit of an open invitation, or nothing where one renews."""
+    units = Counter(one.invitation for one in orders if one.invitation and one.spends_unit)
+    taken = registrations.spend_units(tx, units, bound=True)
+    renewing = [one for one in orders if one.renews is not None]
+    numbers = {one.invitation for one in renewing if one.invitation is not None}
+    held = registrations.by_numbers(tx, numbers, hold=True)
+    standing = ordered.standing_among(tx, {one.renews for one in renewing if one.renews})
+
+    def refusal(order: ACMEOrder) -> Refused | None:
+        number = order.invitation
+        if number is None:
+            return None
+        if order.renews is None:
+            # Where there were too few for all who asked: one by one, as long as there are any.
+            if number in taken or registrations.spend_unit(tx, number, bound=True):
+                return None
+            return _why_no_unit(tx, registrations.get(tx, number), bound=True)
+        if number in held and held[number].state is InvitationState.CANCELLED:
+            return _closed()
+        # Let nobody renew what was revoked since it was looked at (INC-1).
+        if order.renews not in standing:
+            return revoked(certificates.certificate(tx, order.renews))
+        return None
+
+    return [refusal(order) for order in orders]
 
 
 def _spend_renewal(tx: Transaction, authority: Renewal) -> None:

@@ -22,7 +22,8 @@ from estserver.store.journalling import tell_abandoned, tell_certificate
 from estserver.store.tables import certificate_bytes, certificates, enrollments
 
 
-def _enrollment(row: sa.Row[Any]) -> Enrollment:
+def enrollment_of(row: sa.Row[Any]) -> Enrollment:
+    """Return a row of enrollments as a value."""
     return Enrollment(
         id=row.id,
         authority_key=row.authority_key,
@@ -71,7 +72,7 @@ def enrollment(tx: Transaction, identifier: str) -> Enrollment | None:
     row = tx.connection.execute(
         sa.select(enrollments).where(enrollments.c.id == identifier)
     ).one_or_none()
-    return None if row is None else _enrollment(row)
+    return None if row is None else enrollment_of(row)
 
 
 _OF_KEYS = (
@@ -85,31 +86,8 @@ def enrollments_of_keys(tx: Transaction, digests: Sequence[bytes]) -> dict[bytes
     """Return what was asked for each of some keys, newest first; keys never seen are left out."""
     found: dict[bytes, list[Enrollment]] = {}
     for row in tx.connection.execute(_OF_KEYS, {"digests": digests}):
-        found.setdefault(bytes(row.spki_sha256), []).append(_enrollment(row))
+        found.setdefault(bytes(row.spki_sha256), []).append(enrollment_of(row))
     return found
-
-
-def enrollments_under(tx: Transaction, authority_key: str) -> list[Enrollment]:
-    """List everything that one authority led to, whatever the key, newest first."""
-    query = (
-        sa.select(enrollments)
-        .where(enrollments.c.authority_key == authority_key)
-        .order_by(enrollments.c.id.desc())
-    )
-    return [_enrollment(row) for row in tx.connection.execute(query)]
-
-
-def enrollment_states(
-    tx: Transaction, authority_keys: Sequence[str]
-) -> dict[str, tuple[str, EnrollmentState, str | None]]:
-    """Return id, state and reason of the enrollments under authorities that give one each."""
-    query = sa.select(
-        enrollments.c.authority_key, enrollments.c.id, enrollments.c.state, enrollments.c.reason
-    ).where(enrollments.c.authority_key.in_(authority_keys))
-    return {
-        row.authority_key: (row.id, EnrollmentState(row.state), row.reason)
-        for row in tx.connection.execute(query)
-    }
 
 
 def invitation_enrollments(tx: Transaction, number: str) -> list[Enrollment]:
@@ -119,7 +97,7 @@ def invitation_enrollments(tx: Transaction, number: str) -> list[Enrollment]:
         .where(enrollments.c.invitation == number)
         .order_by(enrollments.c.id.desc())
     )
-    return [_enrollment(row) for row in tx.connection.execute(query)]
+    return [enrollment_of(row) for row in tx.connection.execute(query)]
 
 
 def enrollments_in(
@@ -135,7 +113,7 @@ def enrollments_in(
         query = query.where(enrollments.c.state == state.value)
     if before is not None:
         query = query.where(enrollments.c.id < before)
-    return [_enrollment(row) for row in tx.connection.execute(query)]
+    return [enrollment_of(row) for row in tx.connection.execute(query)]
 
 
 def move_enrollment(
@@ -391,7 +369,7 @@ def approved(tx: Transaction) -> list[Enrollment]:
         .order_by(enrollments.c.id)
         .limit(100)
     )
-    return [_enrollment(row) for row in tx.connection.execute(query)]
+    return [enrollment_of(row) for row in tx.connection.execute(query)]
 
 
 def superseded(

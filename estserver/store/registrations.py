@@ -1,6 +1,6 @@
 """Invitations and failed attempts: rows in, frozen values out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -104,6 +104,22 @@ def get(tx: Transaction, number: str, *, hold: bool = False) -> Invitation | Non
     return None if row is None else _invitation(row)
 
 
+_BY_NUMBERS = sa.select(invitations).where(
+    invitations.c.number.in_(sa.bindparam("numbers", expanding=True))
+)
+_HELD = _BY_NUMBERS.with_for_update(read=True)
+
+
+def by_numbers(
+    tx: Transaction, numbers: Collection[str], *, hold: bool = False
+) -> dict[str, Invitation]:
+    """Find invitations by their numbers; `hold` keeps them as they are until the commit."""
+    if not numbers:
+        return {}
+    rows = tx.connection.execute(_HELD if hold else _BY_NUMBERS, {"numbers": list(numbers)})
+    return {row.number: _invitation(row) for row in rows}
+
+
 def by_url(tx: Transaction, url_hash: bytes) -> Invitation | None:
     """Find an invitation by the SHA-256 of its URL token."""
     row = tx.connection.execute(
@@ -189,29 +205,34 @@ def set_pin(tx: Transaction, number: str, pin: PINHash, *, expires_at: datetime)
     tell_registration(tx, number)
 
 
-_SPEND = (
+_TAKE = (
     sa.update(invitations)
     .where(
         invitations.c.number.in_(sa.bindparam("numbers", expanding=True)),
         invitations.c.state == InvitationState.OPEN.value,
-        invitations.c.expires_at > sa.bindparam("now"),
         invitations.c.units_used + sa.bindparam("count") <= invitations.c.units,
     )
     .values(units_used=invitations.c.units_used + sa.bindparam("count"))
     .returning(invitations.c.number)
 )
+_SPEND = _TAKE.where(invitations.c.expires_at > sa.bindparam("now"))
+_SPEND_BOUND = _TAKE.where(
+    sa.or_(invitations.c.renew_until.is_(None), invitations.c.renew_until > sa.bindparam("now"))
+)
 
 
-def spend_units(tx: Transaction, wanted: Mapping[str, int]) -> set[str]:
+def spend_units(tx: Transaction, wanted: Mapping[str, int], *, bound: bool = False) -> set[str]:
     """Take several units at once, so many from each invitation by its number.
 
     Returns those that are open, in time and had as many left; from the others none was taken.
+    `bound` as in `spend_unit`.
     """
+    statement = _SPEND_BOUND if bound else _SPEND
     taken: set[str] = set()
     for count in set(wanted.values()):
         numbers = [number for number, units in wanted.items() if units == count]
         parameters = {"numbers": numbers, "now": tx.at, "count": count}
-        taken.update(tx.connection.execute(_SPEND, parameters).scalars())
+        taken.update(tx.connection.execute(statement, parameters).scalars())
     return taken
 
 

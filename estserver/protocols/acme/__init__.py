@@ -12,6 +12,7 @@ import asyncio
 import json
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from aiohttp import web
@@ -28,7 +29,7 @@ from estserver.protocols.acme.answers import Answer
 from estserver.protocols.acme.attempts import Attempts
 from estserver.protocols.acme.authorizations import Authorizations
 from estserver.protocols.acme.failures import Failures
-from estserver.protocols.acme.gate import Gate, Received, Signed, Signer
+from estserver.protocols.acme.gate import Gate, Handler, Received, Signed, Signer
 from estserver.protocols.acme.issued import IssuedCertificates
 from estserver.protocols.acme.limits import OrderLimits
 from estserver.protocols.acme.nonces import Nonces
@@ -39,6 +40,7 @@ from estserver.protocols.acme.terms import Terms
 from estserver.protocols.acme.tidying import SECONDS, Tidying
 from estserver.protocols.acme.urls import URLs
 from estserver.protocols.acme.validation import Validator
+from estserver.steps import Steps, apart
 
 _JOSE = "application/jose+json"
 _FAULT_RETRY_SECONDS = 60
@@ -58,7 +60,7 @@ class _Operation:
     """
 
     name: str
-    handle: Callable[[Signed], Answer] | None
+    handle: Handler | None
     read: Callable[[], Answer] | None = None
     signer: Signer = Signer.ACCOUNT
     submit: Callable[[Origin], Answer] | None = None
@@ -101,11 +103,12 @@ class ACMEProtocol:
             limits=limits,
             failures=self._failures,
         )
-        self._issued = IssuedCertificates(services, urls, self._orders, self._authorizations)
+        self._issued = IssuedCertificates(services, urls, self._authorizations)
         self._predecessors = Predecessors(services)
         validator = Validator(services.settings, services.clock)
         self._attempts = Attempts(services, urls, validator, self._failures)
         self._tidying = Tidying(services)
+        self._single = self._singles()
 
     def application(self) -> web.Application:
         """Return one route: paths are told apart here, so that every refusal is a problem."""
@@ -152,7 +155,7 @@ class ACMEProtocol:
         """Return what a path stands for. Raises NotFound."""
         segments = request.rel_url.path_safe.removeprefix(self.prefix).split("/")[1:]
         match segments:
-            case [name] if (found := self._singles().get(name)) is not None:
+            case [name] if (found := self._single.get(name)) is not None:
                 return found
             case ["renewal-info", certificate]:
                 return _Operation(
@@ -180,20 +183,22 @@ class ACMEProtocol:
         bare = Answer(content_type="")
         either = Signer.EITHER
         return {
-            "directory": _Operation("directory", lambda _: directory(), directory, either),
-            "new-nonce": _Operation("newNonce", lambda _: bare, lambda: nothing, either),
-            "new-account": _Operation("newAccount", self._accounts.create, signer=Signer.KEY),
+            "directory": _Operation("directory", _apart(lambda _: directory()), directory, either),
+            "new-nonce": _Operation("newNonce", _apart(lambda _: bare), lambda: nothing, either),
+            "new-account": _Operation(
+                "newAccount", _apart(self._accounts.create), signer=Signer.KEY
+            ),
             "new-order": _Operation("newOrder", self._orders.create),
             "new-authz": _Operation("newAuthz", self._authorizations.create),
-            "revoke-cert": _Operation("revokeCert", self._issued.revoke, signer=either),
-            "key-change": _Operation("keyChange", self._accounts.change_key),
+            "revoke-cert": _Operation("revokeCert", _apart(self._issued.revoke), signer=either),
+            "key-change": _Operation("keyChange", _apart(self._accounts.change_key)),
         }
 
     def _handler(
         self, kind: str, identifier: str, rest: list[str], request: web.Request
-    ) -> Callable[[Signed], Answer] | None:
-        handlers: dict[tuple[str, ...], Callable[[Signed], Answer]] = {
-            ("account",): lambda signed: self._accounts.change(signed, identifier),
+    ) -> Handler | None:
+        handlers: dict[tuple[str, ...], Handler] = {
+            ("account",): _apart(lambda signed: self._accounts.change(signed, identifier)),
             ("account", "orders"): lambda signed: self._orders.listing(
                 signed, identifier, request.query.get("cursor")
             ),
@@ -205,9 +210,7 @@ class ACMEProtocol:
         }
         return handlers.get((kind, *rest))
 
-    async def _post(
-        self, request: web.Request, operation: _Operation, handle: Callable[[Signed], Answer]
-    ) -> Answer:
+    async def _post(self, request: web.Request, operation: _Operation, handle: Handler) -> Answer:
         media_type = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
         if media_type != _JOSE:
             raise UnsupportedMediaType(f"send Content-Type: {_JOSE} (RFC 8555 6.2)")
@@ -223,19 +226,13 @@ class ACMEProtocol:
             accept=request.headers.get("Accept", ""),
             origin=http.origin(request),
         )
-        return await self._services.run(self._admit, request, received, operation, handle)
 
-    def _admit(
-        self,
-        request: web.Request,
-        received: Received,
-        operation: _Operation,
-        handle: Callable[[Signed], Answer],
-    ) -> Answer:
-        signed = self._gate.admit(received, operation.signer)
-        if signed.account is not None:
-            http.note(request, applicant=f"account {signed.account.id}")
-        return handle(signed)
+        def noted(signed: Signed) -> Steps[Answer]:
+            if signed.account is not None:
+                http.note(request, applicant=f"account {signed.account.id}")
+            return handle(signed)
+
+        return await self._services.walk(self._gate.answering(received, operation.signer, noted))
 
     # -- directory -------------------------------------------------------------------------------
 
@@ -350,6 +347,11 @@ class ACMEProtocol:
             "Access-Control-Max-Age": "86400",
         }
         return web.Response(status=204, headers=headers)
+
+
+def _apart(handle: Callable[[Signed], Answer]) -> Handler:
+    """Answer what is seldom asked on the thread pool, where it may block."""
+    return lambda signed: apart(partial(handle, signed))
 
 
 def _json(value: object) -> bytes:

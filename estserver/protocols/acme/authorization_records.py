@@ -14,7 +14,7 @@ from estserver.protocols.acme.states import (
     authorization_status,
 )
 from estserver.protocols.acme.tables import authorizations, challenges
-from estserver.store import Transaction, from_unix, to_unix
+from estserver.store import Transaction, from_unix, prepared, to_unix
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,38 +79,69 @@ def _challenge(row: sa.Row[Any]) -> Challenge:
     )
 
 
-def add_authorization(tx: Transaction, authorization: Authorization) -> None:
-    """Insert an authorization and its challenges."""
-    tx.insert_new(
-        authorizations,
-        id=authorization.id,
-        account=authorization.account,
-        type=authorization.identifier.type,
-        value=authorization.identifier.value,
-        wildcard=authorization.wildcard,
-        rule=authorization.rule,
-        deactivated=authorization.deactivated,
-        early=authorization.early,
-        expires_at=to_unix(authorization.expires_at),
-        created_at=tx.at,
-    )
-    for one in authorization.challenges:
-        tx.insert_new(
-            challenges,
-            id=one.id,
-            authorization=authorization.id,
-            type=one.type,
-            token=one.token,
-            status=one.status.value,
-            attempts=0,
-            validated_at=None if one.validated_at is None else to_unix(one.validated_at),
-            error=sa.null(),
-        )
+_ADD = prepared.insert(
+    authorizations,
+    *("id", "account", "type", "value", "wildcard", "rule", "deactivated", "early"),
+    *("expires_at", "created_at"),
+)
+_ADD_CHALLENGES = prepared.insert(
+    challenges, "id", "authorization", "type", "token", "status", "attempts", "validated_at"
+)
+
+
+def add_authorizations(tx: Transaction, new: Sequence[Authorization]) -> None:
+    """Insert authorizations and their challenges."""
+    rows = [
+        {
+            "id": one.id,
+            "account": one.account,
+            "type": one.identifier.type,
+            "value": one.identifier.value,
+            "wildcard": one.wildcard,
+            "rule": one.rule,
+            "deactivated": one.deactivated,
+            "early": one.early,
+            "expires_at": to_unix(one.expires_at),
+            "created_at": tx.at,
+        }
+        for one in new
+    ]
+    _ADD.run(tx.connection, rows)
+    below = [
+        {
+            "id": each.id,
+            "authorization": one.id,
+            "type": each.type,
+            "token": each.token,
+            "status": each.status.value,
+            "attempts": 0,
+            "validated_at": None if each.validated_at is None else to_unix(each.validated_at),
+        }
+        for one in new
+        for each in one.challenges
+    ]
+    _ADD_CHALLENGES.run(tx.connection, below)
+
+
+_BY_ID = sa.select(authorizations).where(
+    authorizations.c.id.in_(sa.bindparam("identifiers", expanding=True))
+)
+_LIVE = sa.select(authorizations).where(
+    authorizations.c.account == sa.bindparam("account_id"),
+    authorizations.c.value.in_(sa.bindparam("values", expanding=True)),
+    authorizations.c.deactivated.is_(False),
+    authorizations.c.expires_at > sa.bindparam("now"),
+)
+_CHALLENGES = (
+    sa.select(challenges)
+    .where(challenges.c.authorization.in_(sa.bindparam("identifiers", expanding=True)))
+    .order_by(challenges.c.type)
+)
 
 
 def authorizations_of(tx: Transaction, identifiers: Sequence[str]) -> dict[str, Authorization]:
     """Return the authorizations with these ids, by id."""
-    return _load(tx, authorizations.c.id.in_(identifiers))
+    return _load(tx, _BY_ID, {"identifiers": identifiers}) if identifiers else {}
 
 
 def authorization(tx: Transaction, identifier: str) -> Authorization | None:
@@ -122,27 +153,16 @@ def live_authorizations(
     tx: Transaction, account_id: str, values: Sequence[str]
 ) -> list[Authorization]:
     """List an account's authorizations for these names that are neither given up nor expired."""
-    found = _load(
-        tx,
-        sa.and_(
-            authorizations.c.account == account_id,
-            authorizations.c.value.in_(values),
-            authorizations.c.deactivated.is_(False),
-            authorizations.c.expires_at > tx.at,
-        ),
-    )
+    found = _load(tx, _LIVE, {"account_id": account_id, "values": values, "now": tx.at})
     return list(found.values())
 
 
-def _load(tx: Transaction, condition: sa.ColumnElement[bool]) -> dict[str, Authorization]:
-    rows = tx.connection.execute(sa.select(authorizations).where(condition)).all()
+def _load(
+    tx: Transaction, query: sa.Select[Any], parameters: Mapping[str, Any]
+) -> dict[str, Authorization]:
+    rows = tx.connection.execute(query, parameters).all()
     found: dict[str, list[Challenge]] = {row.id: [] for row in rows}
-    query = (
-        sa.select(challenges)
-        .where(challenges.c.authorization.in_(list(found)))
-        .order_by(challenges.c.type)
-    )
-    for each in tx.connection.execute(query):
+    for each in tx.connection.execute(_CHALLENGES, {"identifiers": list(found)}):
         found[each.authorization].append(_challenge(each))
     return {
         row.id: Authorization(

@@ -21,7 +21,8 @@ from estserver.protocols.acme.problems import Identifier, Problem, malformed, un
 from estserver.protocols.acme.records import Account
 from estserver.protocols.acme.states import AuthorizationStatus, ChallengeStatus
 from estserver.protocols.acme.urls import URLs
-from estserver.store import Transaction, registrations
+from estserver.steps import Steps, change, look
+from estserver.store import Transaction
 
 _WILDCARD = "*."
 HASTE = timedelta(seconds=15)
@@ -29,7 +30,7 @@ HASTE = timedelta(seconds=15)
 
 
 class Authorizations:
-    """Handlers of authorizations and challenges. They block; run them on the thread pool."""
+    """Handlers of authorizations and challenges."""
 
     def __init__(self, services: Services, urls: URLs, limits: OrderLimits) -> None:
         self._services = services
@@ -42,27 +43,27 @@ class Authorizations:
     def grant(
         self,
         tx: Transaction,
-        account: Account,
+        request: Signed,
         identifier: Identifier,
         order_expires: datetime | None,
-    ) -> Authorization:
-        """Return a live authorization for a name: an earlier one, one by rule, or a pending one.
+    ) -> tuple[Authorization, bool]:
+        """Return an authorization for a name: by rule, an earlier one, or a pending one.
 
-        `order_expires` None: there is no order yet.
+        And whether it is new and to be added. `order_expires` None: there is no order yet.
         """
+        account = request.signer
         wildcard = identifier.value.startswith(_WILDCARD)
         bare = Identifier(identifier.type, identifier.value.removeprefix(_WILDCARD))
         rule = None
-        if account.invitation is not None:
-            invitation = registrations.get(tx, account.invitation)
-            if invitation is not None and covers(invitation, general_name(identifier)):
-                rule = f"invitation {invitation.number}"
+        invitation = request.registration
+        if invitation is not None and covers(invitation, general_name(identifier)):
+            rule = f"invitation {invitation.number}"
         if rule is None:
             earlier = authorization_records.live_authorizations(tx, account.id, [bare.value])
             for one in earlier if faults.armed.reuses() else ():
                 usable = one.status(tx.now) is AuthorizationStatus.VALID and one.rule is None
                 if usable and one.identifier == bare and one.wildcard == wildcard:
-                    return one
+                    return one, False
         authorization_id = secrets.token_urlsafe(16)
         authorization = Authorization(
             id=authorization_id,
@@ -80,8 +81,7 @@ class Authorizations:
                 for kind in self._kinds(bare, wildcard=wildcard, by_rule=rule is not None)
             ),
         )
-        authorization_records.add_authorization(tx, authorization)
-        return authorization
+        return authorization, True
 
     def _kinds(self, identifier: Identifier, *, wildcard: bool, by_rule: bool) -> tuple[str, ...]:
         """List the challenge types for a name (RFC 8555 §7.1.3, RFC 8738 §7)."""
@@ -109,7 +109,7 @@ class Authorizations:
             error=None,
         )
 
-    def create(self, request: Signed) -> Answer:
+    def create(self, request: Signed) -> Steps[Answer]:
         """Authorize a name before any order (§7.4.1)."""
         account = request.signer
         identifier = read_identifier(request.object().get("identifier"))
@@ -131,7 +131,9 @@ class Authorizations:
         self._limits.spend(account, request.origin.source)
 
         def unit(tx: Transaction) -> Authorization:
-            made = self.grant(tx, account, identifier, None)
+            made, new = self.grant(tx, request, identifier, None)
+            if new:
+                authorization_records.add_authorizations(tx, [made])
             tx.audit(
                 Event(
                     "authorization.created",
@@ -143,7 +145,7 @@ class Authorizations:
             )
             return made
 
-        made = self._services.store.write(unit)
+        made = yield from change(unit)
         return Answer(
             authorization_json(made, self._urls, request.now),
             status=201,
@@ -152,13 +154,13 @@ class Authorizations:
 
     # -- authorizations --------------------------------------------------------------------------
 
-    def change(self, request: Signed, identifier: str) -> Answer:
+    def change(self, request: Signed, identifier: str) -> Steps[Answer]:
         """Show an authorization, or give it up (§7.5, §7.5.2)."""
-        authorization = self._own(request, identifier)
+        authorization = yield from self._finding_own(request, identifier)
         if not request.fetches:
             if request.object().get("status") != AuthorizationStatus.DEACTIVATED:
                 raise malformed('an authorization takes no change but {"status": "deactivated"}')
-            authorization = self._deactivate(request, authorization)
+            authorization = yield from self._deactivating(request, authorization)
         processing = any(
             one.status is ChallengeStatus.PROCESSING for one in authorization.challenges
         )
@@ -168,7 +170,7 @@ class Authorizations:
             retry_after=self._retry_after if processing else None,
         )
 
-    def _deactivate(self, request: Signed, authorization: Authorization) -> Authorization:
+    def _deactivating(self, request: Signed, authorization: Authorization) -> Steps[Authorization]:
         live = {AuthorizationStatus.PENDING, AuthorizationStatus.VALID}
 
         def unit(tx: Transaction) -> Authorization:
@@ -187,12 +189,10 @@ class Authorizations:
             )
             return authorization_records.authorization(tx, present.id) or present
 
-        return self._services.store.write(unit)
+        return (yield from change(unit))
 
-    def _own(self, request: Signed, identifier: str) -> Authorization:
-        found = self._services.store.read(
-            lambda tx: authorization_records.authorization(tx, identifier)
-        )
+    def _finding_own(self, request: Signed, identifier: str) -> Steps[Authorization]:
+        found = yield from look(lambda tx: authorization_records.authorization(tx, identifier))
         if found is None:
             raise NotFound("there is no such authorization")
         if found.account != request.signer.id:
@@ -205,18 +205,16 @@ class Authorizations:
 
     # -- challenges ------------------------------------------------------------------------------
 
-    def respond(self, request: Signed, identifier: str) -> Answer:
+    def respond(self, request: Signed, identifier: str) -> Steps[Answer]:
         """Show a challenge, or take the client's word that it is ready to be tried (§7.5.1)."""
-        found = self._services.store.read(
-            lambda tx: authorization_records.challenge(tx, identifier)
-        )
+        found = yield from look(lambda tx: authorization_records.challenge(tx, identifier))
         if found is None:
             raise NotFound("there is no such challenge")
-        authorization = self._own(request, found.authorization)
+        authorization = yield from self._finding_own(request, found.authorization)
         if not request.fetches:
             # Members are ignored: old clients send keyAuthorization, which the server knows.
             request.object()
-            found = self._begin(request, authorization, found)
+            found = yield from self._beginning(request, authorization, found)
         processing = found.status is ChallengeStatus.PROCESSING
         return Answer(
             challenge_json(found, self._urls),
@@ -225,9 +223,9 @@ class Authorizations:
             retry_after=self._retry_after if processing else None,
         )
 
-    def _begin(
+    def _beginning(
         self, request: Signed, authorization: Authorization, challenge: Challenge
-    ) -> Challenge:
+    ) -> Steps[Challenge]:
         thumbprint = request.key.thumbprint
 
         def unit(tx: Transaction) -> Challenge:
@@ -241,7 +239,7 @@ class Authorizations:
                 authorization_records.hasten_challenge(tx, challenge.id, due_before=tx.now + HASTE)
             return authorization_records.challenge(tx, challenge.id) or challenge
 
-        return self._services.store.write(unit)
+        return (yield from change(unit))
 
     def holds_all(self, tx: Transaction, account: Account, names: frozenset[Identifier]) -> bool:
         """Tell whether an account holds valid authorizations for all of these names (§7.6)."""

@@ -19,7 +19,8 @@ from estserver.protocols.acme import failure_records, records
 from estserver.protocols.acme.failure_records import Failure, name_order
 from estserver.protocols.acme.problems import Identifier
 from estserver.protocols.acme.records import Account
-from estserver.store import Store, Transaction, certificates
+from estserver.steps import Steps, change, look
+from estserver.store import Store, Transaction, ordered
 
 _COUNTED_EVERY = timedelta(hours=1)
 _LEAST = 10
@@ -47,10 +48,12 @@ class Failures:
         """Tell the metrics of this worker how many orders are paused."""
         paused_orders.set(self._store.read(failure_records.count_paused))
 
-    def require_unpaused(self, account: Account, identifiers: Sequence[Identifier]) -> None:
+    def requiring_unpaused(
+        self, account: Account, identifiers: Sequence[Identifier]
+    ) -> Steps[None]:
         """Raise TooManyAttempts if this order of this account is paused."""
         order = name_order(identifiers)
-        found = self._store.read(lambda tx: failure_records.failure(tx, account.id, order))
+        found = yield from look(lambda tx: failure_records.failure(tx, account.id, order))
         if found is None or found.paused_at is None:
             return
         raise TooManyAttempts(
@@ -60,16 +63,16 @@ class Failures:
             retry_after=_AGAIN,
         )
 
-    def count(
+    def counting(
         self, account: Account, identifiers: Sequence[Identifier], error: Refused, origin: Origin
-    ) -> None:
+    ) -> Steps[None]:
         """Count that an order was refused. Most calls only read: one an hour is counted."""
         order = name_order(identifiers)
-        if isinstance(error, TooManyAttempts) or self._store.read(
-            lambda tx: self._counted(tx, account.id, order)
+        if isinstance(error, TooManyAttempts) or (
+            yield from look(lambda tx: self._counted(tx, account.id, order))
         ):
             return
-        self._store.write(lambda tx: self.count_in(tx, account.id, order, error.detail, origin))
+        yield from change(lambda tx: self.count_in(tx, account.id, order, error.detail, origin))
 
     def count_in(
         self, tx: Transaction, account: str, order: Sequence[str], reason: str, origin: Origin
@@ -106,7 +109,7 @@ def _done_since(tx: Transaction, failure: Failure) -> bool:
     """Tell whether the order was fulfilled since it began to fail."""
     since = records.orders_since(tx, failure.account, failure.first_at)
     same = [one for one in since if name_order(one.identifiers) == failure.identifiers]
-    states = certificates.enrollment_states(tx, [one.authority_key for one in same])
+    states = ordered.enrollment_states(tx, [one.authority_key for one in same])
     return any(state is EnrollmentState.ISSUED for _, state, _ in states.values())
 
 

@@ -1,12 +1,14 @@
 """From received bytes to a request that somebody stands for: signature, URL, nonce, account.
 
-Order matters: nothing is remembered of a request before its signature verified, and the nonce is
-used up before the account's standing is judged, so that no answer can be had twice.
+Order matters: nothing is remembered of a request before its signature verified, and from there on
+`redemption` sees to it that no answer can be had twice with one nonce.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum, auto
+from functools import partial
 from typing import Any
 
 from estserver.authentication import ACMEAccount
@@ -14,13 +16,16 @@ from estserver.errors import RegistrationClosed
 from estserver.model import Event, Invitation, Origin
 from estserver.protocols import Services
 from estserver.protocols.acme import faults, records
+from estserver.protocols.acme.answers import Answer
 from estserver.protocols.acme.jws import JWS, parse_object, read_request
 from estserver.protocols.acme.keys import AccountKey, read_jwk
-from estserver.protocols.acme.nonces import Nonces, bad_nonce
+from estserver.protocols.acme.nonces import Nonce, Nonces
 from estserver.protocols.acme.problems import Problem, malformed, unauthorized
-from estserver.protocols.acme.records import Account
+from estserver.protocols.acme.records import Account, Caller
+from estserver.protocols.acme.redemption import redeeming
 from estserver.protocols.acme.states import AccountStatus
 from estserver.protocols.acme.urls import URLs
+from estserver.steps import Steps, apart, change, read
 
 
 class Signer(Enum):
@@ -43,7 +48,7 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class Signed:
-    """A request whose signature, URL and nonce are good. `key` made the signature.
+    """A request whose signature and URL are good. `key` made the signature.
 
     `account` is None where a bare key signed; `registration` is what it is bound to, as it stands
     at this request. `payload` is raw; empty in a POST-as-GET.
@@ -82,45 +87,55 @@ class Signed:
             raise malformed('to fetch this resource send the payload "" (RFC 8555 6.3)')
 
 
+Handler = Callable[[Signed], Steps[Answer]]
+
+
 class Gate:
-    """Lets requests in. Blocks; call it on the thread pool."""
+    """Lets requests in."""
 
     def __init__(self, services: Services, urls: URLs, nonces: Nonces) -> None:
         self._services = services
         self._urls = urls
         self._nonces = nonces
 
-    def admit(self, received: Received, signer: Signer) -> Signed:
-        """Verify a request.
+    def answering(self, received: Received, signer: Signer, handle: Handler) -> Steps[Answer]:
+        """Verify a request, and let `handle` answer it.
 
-        Raises Problem malformed, badSignatureAlgorithm, badPublicKey, accountDoesNotExist,
-        unauthorized (URL, closed account), invalidProfile (withdrawn), badNonce;
-        RegistrationClosed, NotReleased.
+        The steps raise Problem malformed, badSignatureAlgorithm, badPublicKey, badNonce,
+        accountDoesNotExist, unauthorized (URL, closed account), invalidProfile (withdrawn);
+        RegistrationClosed, NotReleased, and what `handle` raises.
         """
+        signed, nonce = yield from self._verifying(received, signer)
+        return (yield from redeeming(nonce, self._judging(signed, handle)))
+
+    def _verifying(self, received: Received, signer: Signer) -> Steps[tuple[Signed, Nonce]]:
+        """Return a request whose signature, URL and nonce are good, unless that was used before."""
         jws = read_request(received.body)
-        account = self._account(jws, signer)
-        key = read_jwk(jws.jwk) if account is None else account.key
-        jws.require_signature(key)
+        caller = yield from self._finding_caller(jws, signer)
+        key = (
+            (yield from apart(partial(read_jwk, jws.jwk))) if caller is None else caller.account.key
+        )
+        if key.verifies_quickly:
+            jws.require_signature(key)
+        else:
+            yield from apart(partial(jws.require_signature, key))
         if jws.url != received.url:
             raise unauthorized(f"the protected header is for another url than {received.url}")
         now = self._services.clock.now()
         faults.armed.strike()
-        self._redeem(jws.nonce, now)
-        registration = None
-        if account is not None:
-            registration = self._require_standing(account, received.origin)
+        nonce = self._nonces.check(jws.nonce, now)
         return Signed(
             url=received.url,
             key=key,
-            account=account,
-            registration=registration,
+            account=None if caller is None else caller.account,
+            registration=None if caller is None else caller.registration,
             payload=jws.payload,
             accept=received.accept,
             origin=received.origin,
             now=now,
-        )
+        ), nonce
 
-    def _account(self, jws: JWS, signer: Signer) -> Account | None:
+    def _finding_caller(self, jws: JWS, signer: Signer) -> Steps[Caller | None]:
         if jws.kid is None:
             if signer is Signer.ACCOUNT:
                 raise malformed("this resource wants kid, the URL of your account, and no jwk")
@@ -128,30 +143,29 @@ class Gate:
         if signer is Signer.KEY:
             raise malformed("this resource wants jwk and no kid")
         prefix = self._urls.account("")
-        identifier = jws.kid.removeprefix(prefix)
         # Exactly the URL that newAccount gave out; nothing is normalised.
         found = None
         if jws.kid.startswith(prefix):
-            found = self._services.store.read(lambda tx: records.account(tx, identifier))
+            found = yield from read(records.callers, jws.kid.removeprefix(prefix))
         if found is None:
             raise Problem("accountDoesNotExist", "there is no account with this kid")
         return found
 
-    def _redeem(self, nonce: str | None, now: datetime) -> None:
-        if nonce is None:
-            raise bad_nonce()
-        expires = self._nonces.check(nonce, now)
-        if not self._services.store.write(
-            lambda tx: records.redeem_nonce(tx, nonce, expires_at=expires)
-        ):
-            raise bad_nonce()
-
-    def _require_standing(self, account: Account, origin: Origin) -> Invitation | None:
+    def _judging(self, signed: Signed, handle: Handler) -> Steps[Answer]:
         """Judge account and registration anew at each request (RFC 8555 §7.3.6)."""
-        if account.status is not AccountStatus.VALID:
-            raise unauthorized(f"this account is {account.status}", 401)
+        account = signed.account
+        if account is not None:
+            if account.status is not AccountStatus.VALID:
+                raise unauthorized(f"this account is {account.status}", 401)
+            if signed.registration is not None:
+                yield from self._requiring_open(account, signed.registration, signed.origin)
+        return (yield from handle(signed))
+
+    def _requiring_open(
+        self, account: Account, registration: Invitation, origin: Origin
+    ) -> Steps[None]:
         try:
-            return self._services.authenticator.registration(self.credential(account))
+            self._services.authenticator.require_registration(registration)
         except RegistrationClosed as error:
             event = Event(
                 "account.refused",
@@ -159,13 +173,13 @@ class Gate:
                 f"invitation {account.invitation}",
                 {"reason": error.values.get("reason", "door")},
             )
-            self._services.store.write(lambda tx: tx.audit(event, origin))
+            yield from change(lambda tx: tx.audit(event, origin))
             if error.values.get("reason") == "profile":
                 # draft-ietf-acme-profiles §4: not willing to issue under it any more.
                 raise Problem("invalidProfile", error.detail, status=403) from error
             raise
 
-    def credential(self, account: Account) -> ACMEAccount:
-        """Return an account as authentication knows it."""
+    def credential(self, signed: Signed) -> ACMEAccount:
+        """Return the account that signed as authentication knows it."""
         profile = self._services.settings.acme.open_profile
-        return ACMEAccount(account.id, account.invitation, profile)
+        return ACMEAccount(signed.signer.id, signed.registration, profile)

@@ -2,6 +2,8 @@
 
 import hashlib
 from collections.abc import Sequence
+from functools import lru_cache
+from ssl import DER_cert_to_PEM_cert
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -13,13 +15,14 @@ from estserver.protocols.acme.answers import Answer
 from estserver.protocols.acme.authorizations import Authorizations
 from estserver.protocols.acme.gate import Signed
 from estserver.protocols.acme.keys import decode_base64url
-from estserver.protocols.acme.orders import Orders
+from estserver.protocols.acme.orders import own_views
 from estserver.protocols.acme.problems import Identifier, Problem, unauthorized
-from estserver.protocols.acme.renewals import Predecessors
+from estserver.protocols.acme.renewals import account_of
 from estserver.protocols.acme.states import OrderStatus
 from estserver.protocols.acme.urls import URLs
 from estserver.protocols.encoding import certs_only
-from estserver.store import certificates
+from estserver.steps import Steps, read
+from estserver.store import certificates, ordered
 
 PEM = "application/pem-certificate-chain"
 _DER = "application/pkix-cert"
@@ -35,36 +38,30 @@ _REASONS = {
 
 
 class IssuedCertificates:
-    """Handlers of certificate and revokeCert. They block; run them on the thread pool."""
+    """Handlers of certificate and revokeCert."""
 
-    def __init__(
-        self, services: Services, urls: URLs, orders: Orders, authorizations: Authorizations
-    ) -> None:
+    def __init__(self, services: Services, urls: URLs, authorizations: Authorizations) -> None:
         self._services = services
         self._urls = urls
-        self._orders = orders
         self._authorizations = authorizations
-        self._predecessors = Predecessors(services)
 
-    def show(self, request: Signed, order: str, number: int = 0) -> Answer:
+    def show(self, request: Signed, order: str, number: int = 0) -> Steps[Answer]:
         """Return the certificate of an order with the chain above it, leaf first (§7.4.2).
 
         There is one chain to each root in use, the oldest one first, which most clients trust;
         `number` counts them. Each answer links the others as alternates.
         """
         request.require_fetch()
-        view = self._orders.view(request, order)
+        view = yield from read(own_views, (request, order))
         found = None
         if view.status is OrderStatus.VALID and view.enrollment is not None:
-            found = self._services.ra.certificate_of(view.enrollment)
-        if found is None or found[0].issuer not in self._services.chains:
+            found = yield from read(ordered.issued, view.enrollment)
+        if found is None or found.issuer not in self._services.chains:
             raise NotFound("this order has no certificate")
-        record, der = found
-        ways = self._services.chains.ways(record.issuer)
+        ways = self._services.chains.ways(found.issuer)
         if number >= len(ways):
             raise NotFound("this certificate has no such chain")
         chain = ways[number].certificates
-        leaf = x509.load_der_x509_certificate(der)
         media_type = preferred(request.accept)
         urls = [
             self._urls.certificate(order),
@@ -73,23 +70,26 @@ class IssuedCertificates:
         links = [("alternate", url) for other, url in enumerate(urls) if other != number]
         match media_type:
             case "application/pkix-cert":
-                content = der
+                content = found.der
                 status = self._services.settings.listeners.status.url
-                links = [("up", f"{status}/ca/{record.issuer}.cer")]
+                links = [("up", f"{status}/ca/{found.issuer}.cer")]
             case "application/pkcs7-mime":
-                content = certs_only([leaf, *chain])
+                content = certs_only([x509.load_der_x509_certificate(found.der), *chain])
             case _:
-                content = b"".join(one.public_bytes(Encoding.PEM) for one in (leaf, *chain))
+                content = DER_cert_to_PEM_cert(found.der).encode() + _pem(chain)
         return Answer(
             content=content,
             content_type=media_type,
             links=tuple(links),
             carries_certificate=True,
-            enrollment=record.enrollment,
+            enrollment=view.enrollment,
         )
 
     def revoke(self, request: Signed) -> Answer:
-        """Revoke a certificate for its account, for an account with its names, or by its key."""
+        """Revoke a certificate for its account, for an account with its names, or by its key.
+
+        Blocks: call it on the thread pool.
+        """
         asked = request.object()
         der = decode_base64url(asked.get("certificate"), "certificate")
         reason = _reason(asked.get("reason", 0))
@@ -115,9 +115,10 @@ class IssuedCertificates:
             if request.key.spki_sha256 != record.spki_sha256:
                 raise unauthorized("the request is not signed by the key of the certificate")
             return f"certificate {record.serial_hex}"
-        if self._predecessors.account_of(record) != account.id:
+        read = self._services.store.read
+        if read(lambda tx: account_of(tx, record)) != account.id:
             names = identifiers_of(record)
-            if names is None or not self._services.store.read(
+            if names is None or not read(
                 lambda tx: self._authorizations.holds_all(tx, account, names)
             ):
                 raise unauthorized("this account may not revoke this certificate")
@@ -130,6 +131,11 @@ def identifiers_of(record: CertificateRecord) -> frozenset[Identifier] | None:
     if any(kind not in {"dns", "ip"} for kind, _, _ in pairs):
         return None
     return frozenset(Identifier(kind, value) for kind, _, value in pairs)
+
+
+@lru_cache(maxsize=64)
+def _pem(chain: tuple[x509.Certificate, ...]) -> bytes:
+    return b"".join(one.public_bytes(Encoding.PEM) for one in chain)
 
 
 def preferred(accept: str) -> str:

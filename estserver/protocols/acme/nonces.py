@@ -6,10 +6,10 @@ nonces cost nothing durable.
 """
 
 import base64
-import hashlib
 import hmac
 import re
 import secrets
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from estserver.keyring import Keyring
@@ -19,6 +19,14 @@ _NONCE = re.compile(r"[A-Za-z0-9_-]{48}")
 _TIME_BYTES, _RANDOM_BYTES, _MAC_BYTES = 5, 16, 15
 _SKEW = timedelta(minutes=5)
 """How far ahead another node's clock may be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Nonce:
+    """A nonce that is one of ours and in time, until `expires_at`; made by `Nonces.check`."""
+
+    text: str
+    expires_at: datetime
 
 
 def bad_nonce() -> Problem:
@@ -39,14 +47,14 @@ class Nonces:
         content = int(now.timestamp()).to_bytes(_TIME_BYTES) + secrets.token_bytes(_RANDOM_BYTES)
         return base64.urlsafe_b64encode(content + self._mac(content)).decode()
 
-    def check(self, nonce: str, now: datetime) -> datetime:
-        """Return when `nonce` expires; it is one of ours and in time.
+    def check(self, text: str | None, now: datetime) -> Nonce:
+        """Return the nonce of a request.
 
-        Raises Problem badNonce: never issued by this cluster, or too old.
+        Raises Problem badNonce: there is none, it was never issued by this cluster, or is too old.
         """
-        if not _NONCE.fullmatch(nonce):
+        if text is None or not _NONCE.fullmatch(text):
             raise bad_nonce()
-        raw = base64.urlsafe_b64decode(nonce)
+        raw = base64.urlsafe_b64decode(text)
         content, mac = raw[:-_MAC_BYTES], raw[-_MAC_BYTES:]
         if not hmac.compare_digest(mac, self._mac(content)):
             raise bad_nonce()
@@ -54,7 +62,7 @@ class Nonces:
         age = now.timestamp() - made
         if not -_SKEW.total_seconds() <= age < self._lifetime.total_seconds():
             raise bad_nonce()
-        return now + timedelta(seconds=self._lifetime.total_seconds() - age)
+        return Nonce(text, now + timedelta(seconds=self._lifetime.total_seconds() - age))
 
     def _mac(self, content: bytes) -> bytes:
-        return hmac.new(self._key, content, hashlib.sha256).digest()[:_MAC_BYTES]
+        return hmac.digest(self._key, content, "sha256")[:_MAC_BYTES]

@@ -1,18 +1,21 @@
 """Accounts, nonces and orders: rows in, frozen values out."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
 
+from estserver.model import Invitation
 from estserver.protocols.acme import authorization_records
 from estserver.protocols.acme.keys import AccountKey, stored_key
+from estserver.protocols.acme.nonces import Nonce
 from estserver.protocols.acme.problems import Identifier
 from estserver.protocols.acme.states import AccountStatus
 from estserver.protocols.acme.tables import accounts, nonces, orders
-from estserver.store import Transaction, from_unix, to_unix
+from estserver.store import Transaction, from_unix, prepared, registrations, to_unix
 from estserver.store.tables import enrollments
 
 
@@ -28,6 +31,14 @@ class Account:
     invitation: str | None
     binding: Mapping[str, Any] | None
     created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """An account that signs, and its registration, None where it needs none."""
+
+    account: Account
+    registration: Invitation | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +68,13 @@ class Order:
 # -- nonces ---------------------------------------------------------------------------------------
 
 
-def redeem_nonce(tx: Transaction, nonce: str, *, expires_at: datetime) -> bool:
-    """Note that a nonce was used; False if it had been."""
-    return tx.insert_new(nonces, nonce=nonce, expires_at=to_unix(expires_at) + 1)
+_NONCES = prepared.insert(nonces, "nonce", "expires_at")
+
+
+def redeem_nonces(tx: Transaction, used: Sequence[Nonce]) -> bool:
+    """Note that nonces were used; False if one had been: then the unit must not be kept."""
+    rows = [{"nonce": one.text, "expires_at": to_unix(one.expires_at) + 1} for one in used]
+    return _NONCES.run(tx.connection, rows) == len(rows)
 
 
 def forget_nonces(tx: Transaction) -> int:
@@ -99,11 +114,40 @@ def add_account(tx: Transaction, account: Account) -> bool:
     )
 
 
+_ACCOUNTS = sa.select(accounts).where(
+    accounts.c.id.in_(sa.bindparam("identifiers", expanding=True))
+)
+
+
 def account(tx: Transaction, identifier: str) -> Account | None:
     """Find an account by its id."""
-    query = sa.select(accounts).where(accounts.c.id == identifier)
-    row = tx.connection.execute(query).one_or_none()
+    row = tx.connection.execute(_ACCOUNTS, {"identifiers": [identifier]}).one_or_none()
     return None if row is None else _account(row)
+
+
+def callers(tx: Transaction, identifiers: Sequence[str]) -> list[Caller | None]:
+    """Find accounts by their ids, with their registrations as they stand."""
+    rows = tx.connection.execute(_ACCOUNTS, {"identifiers": list(set(identifiers))})
+    found = {row.id: _account(row) for row in rows}
+    numbers = {one.invitation for one in found.values() if one.invitation is not None}
+    invitations = registrations.by_numbers(tx, numbers)
+    known = {
+        one.id: Caller(one, None if one.invitation is None else invitations[one.invitation])
+        for one in found.values()
+    }
+    return [known.get(identifier) for identifier in identifiers]
+
+
+_HOLDERS = sa.select(accounts.c.thumbprint).where(
+    accounts.c.thumbprint.in_(sa.bindparam("thumbprints", expanding=True))
+)
+
+
+def account_keys(tx: Transaction, thumbprints: Sequence[str]) -> list[bool]:
+    """Tell of each of some keys, by its thumbprint, whether it is an account's."""
+    rows = tx.connection.execute(_HOLDERS, {"thumbprints": list(set(thumbprints))})
+    found = set(rows.scalars())
+    return [thumbprint in found for thumbprint in thumbprints]
 
 
 def account_by_key(tx: Transaction, thumbprint: str) -> Account | None:
@@ -186,27 +230,45 @@ def _order(row: sa.Row[Any]) -> Order:
     )
 
 
-def add_order(tx: Transaction, order: Order) -> None:
-    """Insert an order."""
-    tx.insert_new(
-        orders,
-        id=order.id,
-        account=order.account,
-        identifiers=[[identifier.type, identifier.value] for identifier in order.identifiers],
-        profile=order.profile,
-        authorizations=list(order.authorizations),
-        replaces=order.replaces,
-        not_before=None if order.not_before is None else to_unix(order.not_before),
-        not_after=None if order.not_after is None else to_unix(order.not_after),
-        expires_at=to_unix(order.expires_at),
-        created_at=to_unix(order.created_at),
-    )
+_ADD_ORDERS = prepared.insert(
+    orders,
+    *("id", "account", "identifiers", "profile", "authorizations", "replaces"),
+    *("not_before", "not_after", "expires_at", "created_at"),
+)
+
+
+def add_orders(tx: Transaction, new: Sequence[Order]) -> None:
+    """Insert orders."""
+    rows = [
+        {
+            "id": order.id,
+            "account": order.account,
+            "identifiers": json.dumps([[one.type, one.value] for one in order.identifiers]),
+            "profile": order.profile,
+            "authorizations": json.dumps(order.authorizations),
+            "replaces": order.replaces,
+            "not_before": None if order.not_before is None else to_unix(order.not_before),
+            "not_after": None if order.not_after is None else to_unix(order.not_after),
+            "expires_at": to_unix(order.expires_at),
+            "created_at": to_unix(order.created_at),
+        }
+        for order in new
+    ]
+    _ADD_ORDERS.run(tx.connection, rows)
+
+
+_ORDERS = sa.select(orders).where(orders.c.id.in_(sa.bindparam("identifiers", expanding=True)))
+
+
+def orders_by_id(tx: Transaction, identifiers: Collection[str]) -> dict[str, Order]:
+    """Find orders by their ids."""
+    rows = tx.connection.execute(_ORDERS, {"identifiers": list(identifiers)})
+    return {row.id: _order(row) for row in rows}
 
 
 def order(tx: Transaction, identifier: str) -> Order | None:
     """Find an order by its id."""
-    row = tx.connection.execute(sa.select(orders).where(orders.c.id == identifier)).one_or_none()
-    return None if row is None else _order(row)
+    return orders_by_id(tx, [identifier]).get(identifier)
 
 
 def orders_page(

@@ -10,6 +10,7 @@ from estserver.protocols.acme.answers import Answer
 from estserver.protocols.acme.problems import Identifier, malformed, unauthorized
 from estserver.protocols.acme.records import Account
 from estserver.renewal_information import ASK_AGAIN_SECONDS, RenewalInformation, as_json
+from estserver.steps import Steps, look, walk
 from estserver.store import Transaction, certificates
 
 
@@ -20,39 +21,39 @@ class Predecessors:
         self._services = services
         self._information = RenewalInformation(services.store, services.clock, services.chains)
 
-    def require(self, text: object, account: Account, identifiers: Sequence[Identifier]) -> None:
+    def requiring(
+        self, text: object, account: Account, identifiers: Sequence[Identifier]
+    ) -> Steps[None]:
         """Check that an order of `identifiers` may replace the certificate `text` names (§5).
 
         Raises Problem malformed, unauthorized; NotFound.
         """
-        record = self._find(text)
-        if self.account_of(record) != account.id:
+        record = yield from self._finding(text)
+        if (yield from look(lambda tx: account_of(tx, record))) != account.id:
             raise unauthorized("the certificate to be replaced is another account's")
         wanted = {f"{identifier.type}:{identifier.value}" for identifier in identifiers}
         if not wanted & set(record.names):
             raise malformed("the certificate to be replaced has none of these identifiers")
 
-    def account_of(self, record: CertificateRecord) -> str | None:
-        """Return the account whose order a certificate came from, None if it came otherwise."""
-
-        def read(tx: Transaction) -> str | None:
-            enrollment = certificates.enrollment(tx, record.enrollment)
-            if enrollment is None or not enrollment.authority_key.startswith("order:"):
-                return None
-            order = records.order(tx, enrollment.authority_key.removeprefix("order:"))
-            return None if order is None else order.account
-
-        return self._services.store.read(read)
-
     def information(self, text: str) -> Answer:
         """Suggest when to renew a certificate (§4.2)."""
-        window = self._information.window_of(record := self._find(text))
+        record = walk(self._finding(text), self._services.store)
+        window = self._information.window_of(record)
         early = record.state is CertificateState.REVOKED
         website = self._services.settings.acme.website if early else None
         return Answer(as_json(window, website), retry_after=ASK_AGAIN_SECONDS)
 
-    def _find(self, text: object) -> CertificateRecord:
+    def _finding(self, text: object) -> Steps[CertificateRecord]:
         try:
-            return self._information.find(text)
+            return (yield from self._information.finding(text))
         except BadInput as error:
             raise malformed(error.detail) from error
+
+
+def account_of(tx: Transaction, record: CertificateRecord) -> str | None:
+    """Return the account whose order a certificate came from, None if it came otherwise."""
+    enrollment = certificates.enrollment(tx, record.enrollment)
+    if enrollment is None or not enrollment.authority_key.startswith("order:"):
+        return None
+    order = records.order(tx, enrollment.authority_key.removeprefix("order:"))
+    return None if order is None else order.account

@@ -1,0 +1,116 @@
+"""What ACME orders led to, looked up for many orders at once."""
+
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import sqlalchemy as sa
+
+from estserver.model import CertificateState, Enrollment, EnrollmentState, Via
+from estserver.store.certificates import enrollment_of
+from estserver.store.engine import Transaction, to_unix
+from estserver.store.tables import certificate_bytes, certificates, enrollments
+
+_UNDER = (
+    sa.select(enrollments)
+    .where(enrollments.c.authority_key.in_(sa.bindparam("keys", expanding=True)))
+    .order_by(enrollments.c.id.desc())
+)
+_STATES = sa.select(
+    enrollments.c.authority_key, enrollments.c.id, enrollments.c.state, enrollments.c.reason
+).where(enrollments.c.authority_key.in_(sa.bindparam("keys", expanding=True)))
+_NEWEST = (
+    sa.select(certificates.c.enrollment)
+    .where(
+        certificates.c.invitation == sa.bindparam("number"),
+        certificates.c.via == Via.ACME.value,
+        # In a way that tempts no planner to walk along all that is valid.
+        certificates.c.state + "" == CertificateState.VALID.value,
+        certificates.c.not_after >= sa.bindparam("since"),
+        sa.cast(certificates.c.names, sa.Text) == sa.bindparam("shown"),
+    )
+    .order_by(certificates.c.enrollment.desc())
+    .limit(1)
+)
+
+
+def enrollments_under(
+    tx: Transaction, authority_keys: Collection[str]
+) -> dict[str, list[Enrollment]]:
+    """Return what each authority led to, whatever the key, newest first."""
+    found: dict[str, list[Enrollment]] = {}
+    if authority_keys:
+        for row in tx.connection.execute(_UNDER, {"keys": list(authority_keys)}):
+            found.setdefault(row.authority_key, []).append(enrollment_of(row))
+    return found
+
+
+def enrollment_states(
+    tx: Transaction, authority_keys: Collection[str]
+) -> dict[str, tuple[str, EnrollmentState, str | None]]:
+    """Return id, state and reason of the enrollments under authorities that give one each."""
+    return {
+        row.authority_key: (row.id, EnrollmentState(row.state), row.reason)
+        for row in tx.connection.execute(_STATES, {"keys": list(authority_keys)})
+    }
+
+
+def newest_certificates(
+    tx: Transaction, orders: Sequence[tuple[str, Collection[str], datetime]]
+) -> list[str | None]:
+    """Find what an order for an invitation would renew: exactly its names, as texts in any order.
+
+    That is the newest certificate that came over ACME, is valid, and does not end before the time
+    given. Returns enrollments.
+    """
+    return [
+        tx.connection.execute(
+            # A plan sorts its names, so equal names make equal texts.
+            _NEWEST,
+            {"number": number, "since": to_unix(since), "shown": json.dumps(sorted(names))},
+        ).scalar_one_or_none()
+        for number, names, since in orders
+    ]
+
+
+_STANDING = (
+    sa.select(certificates.c.enrollment)
+    .where(
+        certificates.c.enrollment.in_(sa.bindparam("identifiers", expanding=True)),
+        certificates.c.state + "" == CertificateState.VALID.value,
+    )
+    .with_for_update(read=True)
+)
+
+
+def standing_among(tx: Transaction, identifiers: Collection[str]) -> set[str]:
+    """Return those of some enrollments whose certificates are valid; they stay so to the commit."""
+    if not identifiers:
+        return set()
+    return set(tx.connection.execute(_STANDING, {"identifiers": list(identifiers)}).scalars())
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """A certificate to be handed out, DER, and the name of its issuer."""
+
+    issuer: str
+    der: bytes
+
+
+_ISSUED = (
+    sa.select(certificates.c.enrollment, certificates.c.issuer, certificate_bytes.c.der)
+    .join(certificate_bytes, certificate_bytes.c.enrollment == certificates.c.enrollment)
+    .where(
+        certificates.c.enrollment.in_(sa.bindparam("identifiers", expanding=True)),
+        certificate_bytes.c.der.is_not(None),
+    )
+)
+
+
+def issued(tx: Transaction, identifiers: Sequence[str]) -> list[Issued | None]:
+    """Find the certificates of enrollments."""
+    rows = tx.connection.execute(_ISSUED, {"identifiers": list(set(identifiers))})
+    found = {row.enrollment: Issued(row.issuer, bytes(row.der)) for row in rows}
+    return [found.get(identifier) for identifier in identifiers]
