@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from cryptography import x509
 from playwright.sync_api import Page, expect
 
 from estserver.invitations import Handover
 from estserver.model import CertificateState, Language, RevocationReason
 from tests.browsers.chromium import Shown, save_download
 from tests.live import ORIGIN, Live
+from tests.web.applicant import issued, pin
 
 TOML = """
 [profiles.person]
@@ -232,12 +232,6 @@ def link(live: Live, handover: Handover) -> str:
     return f"{live.url('web')}/e/{handover.token.reveal()}"
 
 
-def pin(handover: Handover) -> str:
-    """Return the PIN that is handed over."""
-    assert handover.pin is not None
-    return handover.pin.reveal()
-
-
 def enter_pin(page: Page, handover: Handover) -> None:
     """Enter the PIN in STEP1 and wait for what follows, its scripts included."""
     page.fill(PIN, pin(handover))
@@ -255,13 +249,6 @@ def take(page: Page, folder: Path, *, after: str = ISSUE) -> tuple[Path, str]:
     """Press Issue, wait for the file, and return where it is and its password."""
     path = save_download(page, folder, after=after)
     return path, page.input_value(PASSWORD)
-
-
-def issued(live: Live, handover: Handover) -> list[x509.Certificate]:
-    """Return the certificates of a registration, newest first, as the store has them."""
-    found = live.core.ra.of_invitation(handover.invitation.number)
-    held = [live.core.ra.certificate_of(enrollment.id) for enrollment, _ in found]
-    return [x509.load_der_x509_certificate(one[1]) for one in held if one is not None]
 
 
 def _mistyped(handover: Handover) -> str:

@@ -14,15 +14,9 @@ from playwright.sync_api import ConsoleMessage, Page, expect
 from estserver.model import Language
 from tests.browsers import gallery
 from tests.browsers.chromium import Chromium, Shown, save_download
-from tests.browsers.gallery import (
-    ISSUE,
-    STEP,
-    confirm,
-    issued,
-    link,
-    take,
-)
+from tests.browsers.gallery import ISSUE, STEP, confirm, link, take
 from tests.live import Live
+from tests.web.applicant import issued
 
 expect.set_options(timeout=60_000)
 

@@ -10,10 +10,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from estserver.errors import BadInput
-from estserver.invitations import Handover
 from estserver.web.forms import Form, read_csr_field
 from tests.live import Live, make_csr, new_key
-from tests.web.visitor import Page, Visitor
+from tests.web.applicant import link, pin, signed_in
+from tests.web.visitor import Visitor
 
 CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -29,21 +29,6 @@ HOSTILE: tuple[dict[str, str], ...] = (
     {"Sec-Fetch-Site": "none"},
     {},
 )
-
-
-def link(handover: Handover) -> str:
-    assert handover.token is not None
-    return f"/e/{handover.token.reveal()}"
-
-
-def pin(handover: Handover) -> str:
-    assert handover.pin is not None
-    return handover.pin.reveal()
-
-
-def signed_in(live: Live, handover: Handover) -> tuple[Visitor, Page]:
-    visitor = Visitor(live)
-    return visitor, visitor.enter(link(handover), pin(handover))
 
 
 def csr() -> str:
