@@ -3,6 +3,7 @@
 import base64
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -32,6 +33,7 @@ class Process:
     live: Live
     arguments: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
+    program: tuple[str, ...] = ("-m", "estserver")
     child: subprocess.Popen[bytes] | None = None
 
     @property
@@ -48,20 +50,17 @@ class Process:
         """Start, and wait for nothing: a failpoint may end it before it is ready."""
         with self.log.open("ab") as log:
             self.child = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "estserver",
-                    "--config",
-                    str(self.live.directory / "estserver.toml"),
-                    "serve",
-                    *self.arguments,
-                ],
+                [*self._command, "serve", *self.arguments],
                 env={**os.environ, **self.environment},
                 stdout=log,
                 stderr=log,
                 cwd=_REPOSITORY,
             )
+
+    @property
+    def _command(self) -> list[str]:
+        configuration = str(self.live.directory / "estserver.toml")
+        return [sys.executable, *self.program, "--config", configuration]
 
     def until(self, happened: Callable[[], bool]) -> None:
         """Wait for something that the process, which must not end before, brings about."""
@@ -72,6 +71,10 @@ class Process:
             with suppress(subprocess.TimeoutExpired):
                 self.child.wait(0.05)
                 raise AssertionError(self.log.read_text())
+
+    def until_told(self, event: str, times: int) -> None:
+        """Wait until the log has so many lines of an event."""
+        self.until(lambda: self.told(event) == times)
 
     def told(self, event: str) -> int:
         """Count the log lines of an event so far."""
@@ -91,14 +94,7 @@ class Process:
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run another command on the same instance, which must succeed."""
         return subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "estserver",
-                "--config",
-                str(self.live.directory / "estserver.toml"),
-                *arguments,
-            ],
+            [*self._command, *arguments],
             cwd=_REPOSITORY,
             capture_output=True,
             encoding="utf-8",
@@ -112,6 +108,11 @@ class Process:
             self.child.terminate()
             self.child.wait(PATIENCE_SECONDS)
 
+    def wait_killed(self) -> None:
+        """Wait for the failpoint to end it."""
+        assert self.child is not None
+        assert self.child.wait(PATIENCE_SECONDS) == -signal.SIGKILL
+
     def kill(self) -> None:
         """End it without a word."""
         assert self.child is not None
@@ -122,6 +123,12 @@ class Process:
         """Return a file of the process' folder in /proc."""
         assert self.child is not None
         return Path(f"/proc/{self.child.pid}/{name}").read_bytes()
+
+    @property
+    def workers(self) -> list[int]:
+        """The processes that serve for this one, oldest first."""
+        assert self.child is not None
+        return [int(pid) for pid in self.proc(f"task/{self.child.pid}/children").split()]
 
     @property
     def resident_bytes(self) -> int:

@@ -1,7 +1,6 @@
 """A server killed in the midst of ACME orders: clients that keep trying get their certificates."""
 
 import random
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -123,8 +122,7 @@ def _run_killed(process: Process, points: list[str], chance: random.Random) -> l
         for client in fresh:
             threads.append(threading.Thread(target=client.run))
             threads[-1].start()
-        assert process.child is not None
-        assert process.child.wait(PATIENCE_SECONDS) == -signal.SIGKILL
+        process.wait_killed()
     del process.environment["ESTSERVER_FAILPOINT"]
     process.start()
     for thread in threads:

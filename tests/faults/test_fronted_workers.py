@@ -5,7 +5,6 @@ import shutil
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,7 +23,7 @@ def fronted(template: Path, tmp_path: Path) -> Iterator[Process]:
     def serve(live: Live) -> None:
         served.append(Process(live, ("--workers", "2")))
         served[0].start()
-        served[0].until(partial(has_told, served[0], 2))
+        served[0].until_told("worker.ready", 2)
 
     _, front = make_fronted(Workshop(template), tmp_path / "instance", "haproxy", serve)
     yield served[0]
@@ -33,18 +32,8 @@ def fronted(template: Path, tmp_path: Path) -> Iterator[Process]:
     shutil.rmtree(front.folder)
 
 
-def workers(node: Process) -> list[int]:
-    assert node.child is not None
-    return [int(pid) for pid in node.proc(f"task/{node.child.pid}/children").split()]
-
-
 def nothing_more() -> None:
     """All that is to happen has happened."""
-
-
-def has_told(node: Process, ready: int) -> bool:
-    """Tell whether so many workers have begun to listen."""
-    return node.told("worker.ready") == ready
 
 
 def ticks(pid: int) -> int:
@@ -57,12 +46,12 @@ def ticks(pid: int) -> int:
 def test_each_worker_serves_the_socket_whichever_is_killed(fronted: Process) -> None:
     def kill_one_after_the_other() -> None:
         for ready in (3, 4):
-            os.kill(workers(fronted)[0], signal.SIGKILL)
-            fronted.until(partial(has_told, fronted, ready))
+            os.kill(fronted.workers[0], signal.SIGKILL)
+            fronted.until_told("worker.ready", ready)
 
     received = Crowd([fronted], 30).live_through(kill_one_after_the_other)
     # None left: the supervisor holds the socket, where those who come meanwhile wait.
-    for pid in workers(fronted):
+    for pid in fronted.workers:
         os.kill(pid, signal.SIGKILL)
     received += Crowd([fronted], 6).live_through(nothing_more)
     assert judge(fronted.live, received) == []
@@ -72,7 +61,7 @@ def test_both_workers_have_work(fronted: Process) -> None:
     (handover,) = invite(fronted.live, 1)
     holder = fronted.live.enroll(handover)
     subject = holder.certificate.subject
-    before = [ticks(pid) for pid in workers(fronted)]
+    before = [ticks(pid) for pid in fronted.workers]
 
     def renew(_: int) -> int:
         csr = make_csr(new_key(), subject=subject)
@@ -86,5 +75,5 @@ def test_both_workers_have_work(fronted: Process) -> None:
 
     with ThreadPoolExecutor(16) as pool:
         assert set(pool.map(renew, range(200))) == {200}
-    used = [ticks(pid) - start for pid, start in zip(workers(fronted), before, strict=True)]
+    used = [ticks(pid) - start for pid, start in zip(fronted.workers, before, strict=True)]
     assert min(used) * 4 > max(used)

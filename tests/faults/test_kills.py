@@ -1,82 +1,26 @@
 """A server killed at every named failpoint, again and again, under clients that keep trying."""
 
-import os
 import random
-import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from estserver import failpoints
-from estserver.core import open_core
-from estserver.invitations import Handover
-from tests.faults.serving import Client
-from tests.invariants import violations
-from tests.live import Live, Workshop
+from tests.faults.nodes import invite, judge
+from tests.faults.serving import PATIENCE_SECONDS, Client, Process
+from tests.live import Workshop
 
 CLIENTS = 6
-PATIENCE_SECONDS = 120
-
-
-@dataclass
-class Process:
-    """`estserver serve` as a process of its own, killed and started again as often as needed."""
-
-    live: Live
-    program: tuple[str, ...] = ("-m", "estserver")
-    child: subprocess.Popen[bytes] | None = None
-
-    def start(self, failpoint: str | None = None) -> None:
-        environment = {**os.environ}
-        environment.pop("ESTSERVER_FAILPOINT", None)
-        if failpoint:
-            environment["ESTSERVER_FAILPOINT"] = failpoint
-        with (self.live.directory / "serve.log").open("ab") as log:
-            self.child = subprocess.Popen(
-                [
-                    sys.executable,
-                    *self.program,
-                    "--config",
-                    str(self.live.directory / "estserver.toml"),
-                    "serve",
-                    "--test-mode",
-                ],
-                env=environment,
-                stdout=log,
-                stderr=log,
-                cwd=Path(__file__).parent.parent.parent,
-            )
-
-    def wait_killed(self) -> None:
-        """Wait for the failpoint to end the process."""
-        assert self.child is not None
-        assert self.child.wait(PATIENCE_SECONDS) == -signal.SIGKILL
-
-    def stop(self) -> None:
-        if self.child is not None and self.child.poll() is None:
-            self.child.terminate()
-            self.child.wait(PATIENCE_SECONDS)
 
 
 @pytest.fixture
 def process(template: Path, tmp_path: Path) -> Iterator[Process]:
     live = Workshop(template).make(tmp_path / "instance", start=False)
-    server = Process(live)
+    server = Process(live, ("--test-mode",))
     yield server
     server.stop()
-
-
-def _invite(live: Live, number: int) -> list[Handover]:
-    live.core = open_core(live.settings, live.clock, with_keys=False)
-    try:
-        return [live.invite("device", device_id=f"device-{n}") for n in range(number)]
-    finally:
-        live.core.close()
 
 
 def _run_killed(process: Process, failpoint: str, kills: int, seed: int) -> list[str]:
@@ -89,16 +33,20 @@ def _run_killed(process: Process, failpoint: str, kills: int, seed: int) -> list
     threads: list[threading.Thread] = []
     for _ in range(kills):
         # The first clients may have to wait until the last kill is over.
-        patience = PATIENCE_SECONDS * kills
+        patience = 2 * PATIENCE_SECONDS * kills
         fresh = [
-            Client(process.live, handover, patience) for handover in _invite(process.live, CLIENTS)
+            Client(process.live, handover, patience) for handover in invite(process.live, CLIENTS)
         ]
         clients += fresh
-        process.start(f"{failpoint}:{chance.randint(1, CLIENTS)}:kill")
+        process.environment["ESTSERVER_FAILPOINT"] = (
+            f"{failpoint}:{chance.randint(1, CLIENTS)}:kill"
+        )
+        process.begin()
         for client in fresh:
             threads.append(threading.Thread(target=client.run))
             threads[-1].start()
         process.wait_killed()
+    del process.environment["ESTSERVER_FAILPOINT"]
     process.start()
     for thread in threads:
         thread.join()
@@ -109,12 +57,8 @@ def _run_killed(process: Process, failpoint: str, kills: int, seed: int) -> list
     findings += [
         "the same question got two answers" for client in clients if len(set(client.received)) > 1
     ]
-    core = open_core(process.live.settings, process.live.clock, with_keys=True)
-    try:
-        received = [der for client in clients for der in client.received]
-        return [*findings, *violations(core, received)]
-    finally:
-        core.close()
+    received = [der for client in clients for der in client.received]
+    return [*findings, *judge(process.live, received)]
 
 
 @pytest.mark.timeout(1200)

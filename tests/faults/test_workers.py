@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from http.client import HTTPSConnection
 from pathlib import Path
@@ -29,8 +29,8 @@ from estserver.core import SystemClock, open_core
 from estserver.invitations import Handover
 from estserver.store import Store, migrate
 from estserver.store.tables import certificates
+from tests.faults.nodes import invite, judge, make_node
 from tests.faults.serving import PATIENCE_SECONDS, Client, Process
-from tests.invariants import violations
 from tests.live import Holder, Live, Workshop, basic, make_csr, new_key
 from tests.postgres import make_schema
 
@@ -48,26 +48,19 @@ def serve(template: Path, tmp_path: Path) -> Iterator[Serve]:
     nodes: list[Process] = []
 
     def start(*arguments: str, url: str | None = None, **environment: str) -> Process:
-        live = workshop.make(tmp_path / f"node{len(nodes)}", start=False)
+        folder = tmp_path / f"node{len(nodes)}"
         if nodes or url:
             shared = url or nodes[0].live.settings.database_url
-            _join(live, shared, tmp_path / "node0/journal")
-        nodes.append(Process(live, arguments, environment))
+            node = make_node(workshop, folder, shared, tmp_path / "node0/journal")
+        else:
+            node = Process(workshop.make(folder, start=False))
+        nodes.append(replace(node, arguments=arguments, environment=environment))
         nodes[-1].start()
         return nodes[-1]
 
     yield start
     for node in nodes:
         node.stop()
-
-
-def _join(live: Live, url: str, journal: Path) -> None:
-    """Let an instance use another's database; the journal of all is what the checker looks at."""
-    path = live.directory / "estserver.toml"
-    text = path.read_text(encoding="utf-8").replace("sqlite:///estserver.db", url)
-    text = text.replace('path = "journal"\n', f'path = "{journal}"\n')
-    path.write_text(text, encoding="utf-8")
-    live.settings = config.load(path)
 
 
 @pytest.fixture
@@ -77,22 +70,6 @@ def url(postgresql: Path) -> str:
     with closing(Store(url, SystemClock())) as store:
         migrate(store)
     return url
-
-
-def _invite(live: Live, number: int) -> list[Handover]:
-    live.core = open_core(live.settings, live.clock, with_keys=False)
-    try:
-        return [live.invite("device", device_id=f"device-{n}") for n in range(number)]
-    finally:
-        live.core.close()
-
-
-def _judge(live: Live, received: list[bytes]) -> list[str]:
-    core = open_core(live.settings, live.clock, with_keys=True)
-    try:
-        return violations(core, received)
-    finally:
-        core.close()
 
 
 # -- one PIN, many at once -------------------------------------------------------------------------
@@ -150,16 +127,16 @@ def test_two_processes_on_one_sqlite_file_issue_once_for_each_pin(
 ) -> None:
     pins = 50 if request.config.getoption("--full") else 5
     nodes = [serve(), serve()]
-    received = Race(nodes, _invite(nodes[0].live, pins), clients=20).run()
-    assert _judge(nodes[0].live, received) == []
+    received = Race(nodes, invite(nodes[0].live, pins), clients=20).run()
+    assert judge(nodes[0].live, received) == []
 
 
 def test_two_workers_issue_once_for_each_pin(serve: Serve, request: pytest.FixtureRequest) -> None:
     pins = 50 if request.config.getoption("--full") else 5
     node = serve("--workers", "2")
-    node.until(lambda: node.told("worker.ready") == 2)
-    received = Race([node], _invite(node.live, pins), clients=20).run()
-    assert _judge(node.live, received) == []
+    node.until_told("worker.ready", 2)
+    received = Race([node], invite(node.live, pins), clients=20).run()
+    assert judge(node.live, received) == []
 
 
 @pytest.mark.timeout(1200)
@@ -168,17 +145,12 @@ def test_two_nodes_on_postgresql_issue_once_for_each_pin(
 ) -> None:
     full = request.config.getoption("--full")
     nodes = [serve(url=url), serve(url=url)]
-    handovers = _invite(nodes[0].live, 500 if full else 8)
+    handovers = invite(nodes[0].live, 500 if full else 8)
     received = Race(nodes, handovers, clients=64 if full else 12).run()
-    assert _judge(nodes[0].live, received) == []
+    assert judge(nodes[0].live, received) == []
 
 
 # -- what happens to workers -----------------------------------------------------------------------
-
-
-def _pids(node: Process) -> list[int]:
-    assert node.child is not None
-    return [int(pid) for pid in node.proc(f"task/{node.child.pid}/children").split()]
 
 
 @pytest.mark.timeout(300)
@@ -191,21 +163,21 @@ def test_workers_killed_under_load_come_back_and_nothing_is_lost(
     failpoint = {"ESTSERVER_FAILPOINT": "stored:3:kill"}
     node = serve("--workers", "2", "--test-mode", url=url, **failpoint)
     number = 200 if request.config.getoption("--full") else 16
-    clients = [Client(node.live, handover) for handover in _invite(node.live, number)]
+    clients = [Client(node.live, handover) for handover in invite(node.live, number)]
     with ThreadPoolExecutor(8) as pool:
         for client in clients:
             pool.submit(client.run)
     assert node.told("worker.died") >= KILLS
-    node.until(lambda: len(_pids(node)) == 2)
+    node.until(lambda: len(node.workers) == 2)
     assert [client.final for client in clients] == [200] * len(clients)
     assert all(len(set(client.received)) == 1 for client in clients)
     node.stop()
-    assert _judge(node.live, [der for client in clients for der in client.received]) == []
+    assert judge(node.live, [der for client in clients for der in client.received]) == []
 
 
 def test_all_workers_count_on_one_page(serve: Serve) -> None:
     node = serve("--workers", "2")
-    node.until(lambda: node.told("worker.ready") == 2)
+    node.until_told("worker.ready", 2)
     for _ in range(12):
         assert node.live.request("GET", "/.well-known/est/cacerts").status == 200
 
@@ -214,8 +186,8 @@ def test_all_workers_count_on_one_page(serve: Serve) -> None:
 
     assert re.search(r'requests_total{.*operation="cacerts".*} 12\.0', page())
     assert "estserver_workers 2.0" in page()
-    os.kill(_pids(node)[0], signal.SIGKILL)
-    node.until(lambda: node.told("worker.ready") == 3)
+    os.kill(node.workers[0], signal.SIGKILL)
+    node.until_told("worker.ready", 3)
     # What the dead one has counted still counts.
     assert re.search(r'requests_total{.*operation="cacerts".*} 12\.0', page())
     assert "estserver_worker_restarts_total 1.0" in page()
@@ -229,7 +201,7 @@ def test_sigterm_ends_all_workers_in_order_and_systemd_is_told(
         manager.settimeout(PATIENCE_SECONDS)
         node = serve("--workers", "2", NOTIFY_SOCKET=str(tmp_path / "notify"))
         assert manager.recv(100) == b"READY=1"
-        node.until(lambda: node.told("worker.ready") == 2)
+        node.until_told("worker.ready", 2)
         assert node.child is not None
         node.child.terminate()
         assert node.child.wait(PATIENCE_SECONDS) == 0
@@ -239,9 +211,9 @@ def test_sigterm_ends_all_workers_in_order_and_systemd_is_told(
 
 def test_workers_end_when_their_supervisor_is_killed(serve: Serve) -> None:
     node = serve("--workers", "2")
-    node.until(lambda: node.told("worker.ready") == 2)
+    node.until_told("worker.ready", 2)
     assert node.child is not None
-    workers = [os.pidfd_open(pid) for pid in _pids(node)]
+    workers = [os.pidfd_open(pid) for pid in node.workers]
     node.child.kill()
     node.child.wait(PATIENCE_SECONDS)
     with ThreadPoolExecutor(len(workers)) as pool:
@@ -258,16 +230,16 @@ def _wait_for_end(worker: int) -> bool:
 
 def test_sighup_reaches_every_worker_and_those_that_come_later(serve: Serve) -> None:
     node = serve("--workers", "2")
-    node.until(lambda: node.told("worker.ready") == 2)
+    node.until_told("worker.ready", 2)
     assert node.child is not None
     with (node.live.directory / "estserver.toml").open("a") as file:
         file.write('\n[profiles.device]\nvalidity = "7d"\n')
     node.child.send_signal(signal.SIGHUP)
-    node.until(lambda: node.told("server.reloaded") == 2)
-    os.kill(_pids(node)[1], signal.SIGKILL)
-    node.until(lambda: node.told("server.reloaded") == 3)
+    node.until_told("server.reloaded", 2)
+    os.kill(node.workers[1], signal.SIGKILL)
+    node.until_told("server.reloaded", 3)
     node.live.settings = config.load(node.live.directory / "estserver.toml")
-    for handover in _invite(node.live, 4):
+    for handover in invite(node.live, 4):
         leaf = node.live.enroll(handover).certificate
         assert (leaf.not_valid_after_utc - leaf.not_valid_before_utc).days == 6
 
@@ -337,7 +309,7 @@ def test_workers_share_their_machines_certificates_and_every_node_has_its_own(
     serve: Serve,
 ) -> None:
     first = serve("--workers", "3")
-    first.until(lambda: first.told("worker.ready") == 3)
+    first.until_told("worker.ready", 3)
     assert _own_certificates(first.live) == {"_tls": 1, "_ocsp-issuing": 1}
     serve()
     assert _own_certificates(first.live) == {"_tls": 2, "_ocsp-issuing": 2}
@@ -373,7 +345,7 @@ def test_what_is_revoked_is_revoked_on_every_node_within_ten_seconds(
     serve: Serve, url: str
 ) -> None:
     nodes = [serve(url=url), serve("--workers", "2", url=url)]
-    (handover,) = _invite(nodes[0].live, 1)
+    (handover,) = invite(nodes[0].live, 1)
     holder = nodes[1].live.enroll(handover)
     assert not any(_is_revoked(node.live, holder) for node in nodes)
     serial = f"{holder.certificate.serial_number:x}"
