@@ -42,6 +42,7 @@ def test_the_counters_of_a_killed_supervisor_end_with_the_next_and_no_others_do(
     theirs.start()
     (others,) = folder.iterdir()
     ours.start()
+    ours.until_told("worker.ready", 2)
     (left,) = set(folder.iterdir()) - {others}
     workers = ours.workers
     ours.kill()
