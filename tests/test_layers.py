@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "estserver"
 # Lowest first; a module may import its own room and the rooms before it.
 ROOMS = (
     ("errors", "model", "registration", "failpoints", "sortable_ids", "shipped_profiles"),
-    ("names", "name_grammar", "keyring", "pin", "settings"),
+    ("wording", "names", "name_grammar", "keyring", "pin", "settings"),
     ("csr", "csr_body", "public_keys", "config", "journal"),
     ("profiles", "name_constraints"),
     ("ca", "store", "mail"),
