@@ -12,7 +12,7 @@ from functools import partial
 
 from estserver import notices
 from estserver.errors import BadInput, Conflict, NotFound
-from estserver.model import CertificateRecord, CertificateState, Clock, Event, Origin
+from estserver.model import CertificateRecord, Clock, Event, Origin
 from estserver.store import Store, Transaction, campaigns
 from estserver.store.campaigns import Campaign, Progress
 from estserver.store.selection import Selection, select
@@ -101,10 +101,10 @@ class Campaigns:
     def window(self, record: CertificateRecord) -> RenewalWindow:
         """Say when a certificate should be renewed (RFC 9773 §4.2).
 
-        In the last third of its life; at once where it is revoked; while a campaign runs that it
-        is marked for, by the campaign's date.
+        In the last third of its life; at once where it is revoked for good (nothing renews while
+        it is on hold); while a campaign runs that it is marked for, by the campaign's date.
         """
-        if record.state is CertificateState.REVOKED and record.revoked_at is not None:
+        if record.revoked_at is not None and not record.on_hold:
             return RenewalWindow(record.revoked_at - timedelta(hours=1), record.revoked_at)
         life = record.not_after - record.not_before
         start = record.not_after - life / 3

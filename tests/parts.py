@@ -163,7 +163,12 @@ def open_parts(
         invitations=invitations,
         authenticator=Authenticator(store, clock, invitations, profiles),
         ra=RegistrationAuthority(
-            store, clock, profiles, {"issuing": issuer}, timedelta(seconds=60)
+            store,
+            clock,
+            profiles,
+            {"issuing": issuer},
+            timedelta(seconds=60),
+            holds=settings.revocation.hold,
         ),
     )
 

@@ -265,7 +265,7 @@ def build(
         issuers=issuers,
         keys=keys,
         profiles=profiles,
-        ra=RegistrationAuthority(store, clock, profiles, issuers),
+        ra=RegistrationAuthority(store, clock, profiles, issuers, holds=True),
         status=authority_on(store, clock, issuers, settings, profiles),
     )
 

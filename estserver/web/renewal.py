@@ -20,6 +20,7 @@ from estserver.csr import CSR, read_csr
 from estserver.errors import (
     BadCredentials,
     BadInput,
+    CertificateRefused,
     CredentialsRequired,
     Error,
     NotEntitled,
@@ -163,7 +164,10 @@ class RenewalProtocol:
             return self._nothing_shown(request, error, "renew")
         except Refused as error:
             http.note(request, outcome=error.code)
-            return self._site.error(request, error, "refused.html", held=_readable(der))
+            on_hold = isinstance(error, CertificateRefused) and error.reason == "on-hold"
+            return self._site.error(
+                request, error, "refused.html", held=_readable(der), on_hold=on_hold
+            )
         untaken = [taken for taken in held.renewed if taken.enrollment.taken_at is None]
         wanted = request.query.get("certificate")
         chosen = next((t for t in held.renewed if t.enrollment.id == wanted), None)

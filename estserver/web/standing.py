@@ -48,9 +48,9 @@ class Taken:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A certificate that is of no use any more: `state` is revoked or expired."""
+    """A certificate that is of no use: `how` is revoked, expired or on-hold."""
 
-    state: CertificateState
+    how: str
     serial: str
 
 
@@ -59,9 +59,10 @@ class Standing:
     """One registration at one moment.
 
     `certificates`: the valid ones, newest first. `waiting`: what an officer must decide or what is
-    being signed. `ended`: the newest certificate where it is revoked or expired. `rejected`: the
-    reason an officer gave, where that was the last thing that happened. `attempts`: how many
-    enrollments there were: every new one gets a new key. `renews`: what a renewal PIN would renew.
+    being signed. `ended`: the newest certificate where it is revoked, on hold or expired.
+    `rejected`: the reason an officer gave, where that was the last thing that happened.
+    `attempts`: how many enrollments there were: every new one gets a new key. `renews`: what a
+    renewal PIN would renew.
     """
 
     invitation: Invitation
@@ -106,7 +107,8 @@ def standing(services: Services, session: WebSession) -> Standing:
     if newest is not None and newest[1] is not None:
         state = newest[1].state_at(now)
         if state in (CertificateState.REVOKED, CertificateState.EXPIRED):
-            ended = Ended(state, serial_as_firefox(int(newest[1].serial_hex, 16)))
+            how = "on-hold" if newest[1].on_hold else state.value
+            ended = Ended(how, serial_as_firefox(int(newest[1].serial_hex, 16)))
     if step is Step.ISSUE and now >= invitation.expires_at and ended is None:
         raise BadCredentials(
             "the PIN has expired: ask the administrator for a new one", reason="expired"
@@ -135,6 +137,8 @@ def _renewed_by_pin(
     for enrollment, record in rows:
         if record is None or record.state not in (CertificateState.VALID, CertificateState.REVOKED):
             continue
+        if record.on_hold:
+            return None
         if (found := services.ra.certificate_of(enrollment.id)) is not None:
             return Taken(enrollment, *found)
     return None

@@ -94,6 +94,7 @@ BUILT = {
     *(f"reason.{reason}" for reason in revocation.REASONS),
     "step2.revoked",
     "step2.expired",
+    "step2.on-hold",
     "js.unexpected",
 }
 

@@ -1,0 +1,365 @@
+"""Certificates on hold (RFC 5280 certificateHold): who may, what everybody is told, and the end."""
+
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.x509 import ocsp
+
+from estserver import config, verification
+from estserver.errors import Conflict
+from estserver.model import (
+    CertificateRecord,
+    CertificateState,
+    Issued,
+    RevocationReason,
+)
+from estserver.revoking import Revocation, revoke_selected
+from estserver.store import Transaction, crls, revocations
+from estserver.store.selection import Selection, count
+from tests.command_line import Shell
+from tests.invariants import violations
+from tests.live import Live
+from tests.parts import ORIGIN, Parts
+from tests.status_driver import House, build, question, run
+from tests.test_races import Overlap
+
+ON = "[revocation]\nhold = true\n"
+HOLD = RevocationReason.CERTIFICATE_HOLD
+FOR_GOOD = RevocationReason.PRIVILEGE_WITHDRAWN
+REMOVED = x509.ReasonFlags.remove_from_crl
+GOOD, REVOKED = ocsp.OCSPCertStatus.GOOD, ocsp.OCSPCertStatus.REVOKED
+
+
+@pytest.fixture
+def held_allowed(make_live: Callable[[str], Live]) -> Live:
+    """Return an instance whose officers may hold certificates."""
+    return make_live(ON)
+
+
+@pytest.fixture
+def office(make_parts: Callable[..., Parts], make_database: Callable[[], str]) -> Parts:
+    """Return a core in process with holds, once on SQLite and once on PostgreSQL."""
+    return make_parts(make_database(), settings=config.Settings(revocation={"hold": True}))
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    """Return a CA that makes delta CRLs."""
+    built = build(tmp_path, delta_crls=True, own_crls=("device",))
+    built.install_responder()
+    yield built
+    built.store.close()
+
+
+def revoke(of: Parts | House, enrollment: str, reason: RevocationReason) -> None:
+    of.ra.revoke(enrollment, reason=reason, comment=None, by="officer", origin=ORIGIN)
+
+
+def release(of: Parts | House, enrollment: str) -> CertificateRecord:
+    return of.ra.release(enrollment, comment=None, by="officer", origin=ORIGIN)
+
+
+def said(shell: Shell, *arguments: str) -> str:
+    """Run a command; the server in here may log between its lines."""
+    return shell.run(*arguments).stdout
+
+
+def refused(shell: Shell, *arguments: str) -> str:
+    return shell.run(*arguments, status=1).stderr
+
+
+def row(parts: Parts, issued: Issued) -> CertificateRecord:
+    return parts.ra.certificate(issued.enrollment)
+
+
+def reasons(der: bytes) -> dict[int, x509.ReasonFlags | None]:
+    """Return what a CRL lists, serial and reason; no serial twice."""
+    crl = x509.load_der_x509_crl(der)
+    found: dict[int, x509.ReasonFlags | None] = {}
+    for entry in crl:
+        assert entry.serial_number not in found
+        try:
+            reason = entry.extensions.get_extension_for_class(x509.CRLReason).value.reason
+        except x509.ExtensionNotFound:
+            reason = None
+        found[entry.serial_number] = reason
+    return found
+
+
+# -- who may ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.row("INC-30")
+def test_without_the_setting_nothing_is_held_or_released(live: Live) -> None:
+    serial = f"{live.enroll(live.invite('device')).certificate.serial_number:x}"
+    shell = Shell(live.directory)
+    for command in (
+        ("hold", serial),
+        ("release", serial),
+        ("revoke", serial, "--reason", "certificateHold"),
+        ("revoke-selected", "--profile", "device", "--reason", "certificateHold", "--yes"),
+    ):
+        assert "`hold = true` under [revocation]" in refused(shell, "certificates", *command)
+    assert shell.json("certificates", "show", serial)["state"] == "valid"
+
+
+def test_an_officer_holds_and_releases_and_ocsp_follows(held_allowed: Live) -> None:
+    live = held_allowed
+    holder = live.enroll(live.invite("device", email="owner@example.ac.jp"))
+    serial = f"{holder.certificate.serial_number:x}"
+    shell = Shell(live.directory)
+    told = said(shell, "certificates", "hold", serial, "--comment", "lost its badge")
+    assert f"Certificate {serial} is on hold. OCSP says so.\n" in told
+    shown = shell.json("certificates", "show", serial)
+    assert (shown["state"], shown["reason"]) == ("revoked", "certificateHold")
+    assert "on hold" in said(shell, "certificates", "list")
+    assert "is on hold already" in refused(shell, "certificates", "hold", serial)
+    told = said(shell, "certificates", "release", serial)
+    assert f"Certificate {serial} is on hold no more: valid. OCSP says so.\n" in told
+    assert "is not on hold: it is valid" in refused(shell, "certificates", "release", serial)
+    told = said(shell, "certificates", "revoke", serial, "--reason", "certificateHold")
+    assert "is on hold. OCSP says so." in told
+    told = said(shell, "certificates", "revoke", serial, "--reason", "superseded")
+    assert "is revoked (superseded). OCSP says so." in told
+    assert "is revoked already" in refused(shell, "certificates", "hold", serial)
+    assert "is revoked for good" in refused(shell, "certificates", "release", serial)
+    letters = shell.json("mail", "list")
+    assert sorted(letter["letter"] for letter in letters) == [
+        "held",
+        "held",
+        "released",
+        "revoked",
+    ]
+    assert violations(live.core, []) == []
+    assert verification.verify(live.core).problems == ()
+
+
+def test_many_are_held_together_and_what_is_held_is_revoked_with_the_rest(office: Parts) -> None:
+    handover = office.invite(units=3)
+    issued = [office.enroll(handover) for _ in range(3)]
+    everything = Selection(profile="device")
+    revoke(office, issued[0].enrollment, HOLD)
+    pause = Revocation(HOLD, None, "officer")
+    for_good = Revocation(FOR_GOOD, None, "officer")
+    held = office.store.read(partial(count, selection=pause.among(everything)))
+    meant = office.store.read(partial(count, selection=for_good.among(everything)))
+    assert (held, meant) == (2, 3)
+    assert revoke_selected(office.store, everything, pause, ORIGIN) == 2
+    assert all(row(office, one).on_hold for one in issued)
+    assert revoke_selected(office.store, everything, for_good, ORIGIN) == 3
+    assert {row(office, one).reason for one in issued} == {FOR_GOOD}
+
+
+# -- what may follow what --------------------------------------------------------------------------
+
+
+def test_a_hold_that_becomes_a_revocation_keeps_its_date(office: Parts) -> None:
+    issued = office.enroll(office.invite())
+    revoke(office, issued.enrollment, HOLD)
+    held_at = row(office, issued).revoked_at
+    office.clock.advance(timedelta(days=3))
+    revoke(office, issued.enrollment, FOR_GOOD)
+    record = row(office, issued)
+    assert (record.revoked_at, record.reason) == (held_at, FOR_GOOD)
+
+
+def test_what_is_revoked_for_good_is_neither_held_nor_released(office: Parts) -> None:
+    issued = office.enroll(office.invite())
+    revoke(office, issued.enrollment, FOR_GOOD)
+    with pytest.raises(Conflict, match="revoked already"):
+        revoke(office, issued.enrollment, HOLD)
+    with pytest.raises(Conflict, match="revoked for good"):
+        release(office, issued.enrollment)
+
+
+def test_a_hold_blocks_no_key_and_a_compromise_after_it_does(office: Parts) -> None:
+    issued = office.enroll(office.invite())
+    key = row(office, issued).spki_sha256
+    revoke(office, issued.enrollment, HOLD)
+    assert not office.store.read(lambda tx: revocations.is_blocked(tx, key))
+    revoke(office, issued.enrollment, RevocationReason.KEY_COMPROMISE)
+    assert office.store.read(lambda tx: revocations.is_blocked(tx, key))
+
+
+def test_only_what_is_signed_and_in_time_is_held(office: Parts) -> None:
+    issued = office.enroll(office.invite())
+    office.clock.advance(timedelta(days=800))
+    with pytest.raises(Conflict, match="has expired"):
+        revoke(office, issued.enrollment, HOLD)
+
+
+def test_what_expires_while_it_is_held_can_be_released_and_is_expired(office: Parts) -> None:
+    issued = office.enroll(office.invite(email="owner@example.ac.jp"))
+    revoke(office, issued.enrollment, HOLD)
+    office.clock.advance(timedelta(days=800))
+    assert row(office, issued).state_at(office.clock.now()) is CertificateState.REVOKED
+    assert release(office, issued.enrollment).state_at(office.clock.now()) == "expired"
+
+
+@pytest.mark.parametrize("last", ["release", "revoke"])
+def test_two_nodes_that_release_and_revoke_at_once_end_in_a_revocation(
+    office: Parts, last: str
+) -> None:
+    """A revocation for good is never undone, and what a release undid is revoked all the same."""
+    there = office.another()
+    issued = office.enroll(office.invite())
+    revoke(office, issued.enrollment, HOLD)
+
+    def ending(tx: Transaction) -> object:
+        if last == "release":
+            return revocations.revoke(tx, issued.enrollment, reason=FOR_GOOD, comment=None)
+        return revocations.release(tx, issued.enrollment)
+
+    def other() -> None:
+        if last == "release":
+            with pytest.raises(Conflict, match="for good"):
+                release(there, issued.enrollment)
+        else:
+            revoke(there, issued.enrollment, FOR_GOOD)
+
+    try:
+        Overlap(office).run(ending, other)
+    finally:
+        there.store.close()
+    assert row(office, issued).reason is FOR_GOOD
+    ended = office.store.read(
+        lambda tx: crls.count_holds_ended(tx, "issuing", ""),
+    )
+    assert ended == 1
+
+
+# -- what relying parties are told -----------------------------------------------------------------
+
+
+def test_crl_and_ocsp_tell_a_hold_and_its_end(house: House) -> None:
+    other, _ = house.issue("another")
+    certificate, enrollment = house.issue("host")
+    serial, issuer = certificate.serial_number, house.certificate()
+
+    def answer() -> ocsp.OCSPResponse:
+        return ocsp.load_der_ocsp_response(house.status.answer(question(certificate, issuer)).der)
+
+    house.status.publish("issuing")
+    assert answer().certificate_status is GOOD
+    revoke(house, enrollment, HOLD)
+    assert reasons(house.status.publish("issuing").der) == {
+        serial: x509.ReasonFlags.certificate_hold
+    }
+    held = answer()
+    assert (held.certificate_status, held.revocation_reason) == (
+        REVOKED,
+        x509.ReasonFlags.certificate_hold,
+    )
+    release(house, enrollment)
+    # The answer of a moment ago is not repeated, and the next list is made at once.
+    assert answer().certificate_status is GOOD
+    assert reasons(house.status.publish("issuing").der) == {}
+    asked = ocsp.load_der_ocsp_response(house.status.answer(question(other, issuer)).der)
+    assert asked.certificate_status is GOOD
+
+
+def test_rfc5280_5_2_4_a_delta_lists_what_left_the_list_or_changed_its_reason(
+    house: House,
+) -> None:
+    (one, first), (two, second), (three, third) = (house.issue(f"host {n}") for n in range(3))
+    revoke(house, first, HOLD)
+    revoke(house, second, HOLD)
+    base = house.status.publish("issuing")
+    release(house, first)
+    revoke(house, second, FOR_GOOD)
+    changed = house.status.publish("issuing")
+    assert changed.base_number == base.number
+    assert reasons(changed.der) == {two.serial_number: x509.ReasonFlags.privilege_withdrawn}
+    assert changed.delta is not None
+    assert reasons(b"".join(changed.delta)) == {
+        one.serial_number: REMOVED,
+        two.serial_number: x509.ReasonFlags.privilege_withdrawn,
+    }
+    # What is revoked afterwards is added behind it, and who was removed comes back but once.
+    revoke(house, third, FOR_GOOD)
+    longer = house.status.publish("issuing")
+    assert longer.delta is not None
+    assert set(reasons(b"".join(longer.delta))) == {
+        one.serial_number,
+        two.serial_number,
+        three.serial_number,
+    }
+    revoke(house, first, HOLD)
+    again = house.status.publish("issuing")
+    assert again.delta is not None
+    delta = reasons(b"".join(again.delta))
+    assert delta[one.serial_number] is x509.ReasonFlags.certificate_hold
+    assert delta == reasons(again.der)
+    assert again.base_number == base.number
+    # The next base begins anew.
+    house.clock.offset += timedelta(days=4)
+    release(house, first)
+    renewed = house.status.publish("issuing")
+    assert renewed.delta is not None
+    assert reasons(b"".join(renewed.delta)) == {}
+    assert renewed.base_number == renewed.number
+
+
+def test_a_hold_that_no_full_crl_before_the_base_had_is_removed_too(house: House) -> None:
+    """Any complete CRL since the base may be brought up to date by the delta."""
+    base = house.status.publish("issuing")
+    certificate, enrollment = house.issue("host")
+    revoke(house, enrollment, HOLD)
+    house.status.publish("issuing")
+    release(house, enrollment)
+    last = house.status.publish("issuing")
+    assert last.delta is not None
+    assert reasons(b"".join(last.delta)) == {certificate.serial_number: REMOVED}
+    assert last.base_number == base.number
+
+
+def test_the_crl_of_a_profile_alone_follows_too_and_others_are_left_in_peace(
+    house: House,
+) -> None:
+    certificate, enrollment = house.issue("host", "device")
+    revoke(house, enrollment, HOLD)
+    house.status.publish_due()
+    assert set(reasons(house.status.publish("issuing", "device").der)) == {
+        certificate.serial_number
+    }
+    release(house, enrollment)
+    before = house.status.crl("issuing").number
+    assert [reasons(crl.der) for crl in house.status.publish_due()] == [{}, {}]
+    numbers = [crl.number for crl in house.status.publish_due()]
+    assert numbers == [before + 2, before + 3]
+
+
+def test_another_node_takes_the_list_that_lost_an_entry_and_makes_no_other(house: House) -> None:
+    certificate, enrollment = house.issue("host")
+    revoke(house, enrollment, HOLD)
+    house.status.publish("issuing")
+    there = house.another_process()
+    there.publish("issuing")
+    release(house, enrollment)
+    made = there.publish("issuing")
+    taken = house.status.publish("issuing")
+    assert (taken.number, taken.der, taken.delta) == (made.number, made.der, made.delta)
+    assert reasons(b"".join(taken.delta or ())) == {certificate.serial_number: REMOVED}
+
+
+def test_openssl_and_gnutls_read_holds_and_their_ends(house: House) -> None:
+    _, enrollment = house.issue("host")
+    chain = house.write_pem("chain.pem", house.certificate(), house.root)
+    revoke(house, enrollment, HOLD)
+    held = house.write_der("held.crl", house.status.publish("issuing").der)
+    command = ("openssl", "crl", "-inform", "DER", "-CAfile", chain, "-text", "-in")
+    told = run(*command, held)
+    assert "verify OK" in told
+    assert "Certificate Hold" in told
+    release(house, enrollment)
+    last = house.status.publish("issuing")
+    assert "No Revoked Certificates" in run(*command, house.write_der("full.crl", last.der))
+    delta = house.write_der("delta.crl", b"".join(last.delta or ()))
+    told = run(*command, delta)
+    assert "verify OK" in told
+    assert "Remove From CRL" in told
+    assert "Revoked certificates (1)" in run("certtool", "--crl-info", "--inder", "--infile", delta)
