@@ -19,10 +19,9 @@ from estserver.invitations import Handover
 from tests.faults.serving import PATIENCE_SECONDS, Process
 from tests.invariants import violations
 from tests.live import Live, Workshop, new_key
-from tests.protocols.acme.wire import URN, Client, Reply, csr_for, hang_up
+from tests.protocols.acme.wire import NAMES, URN, Client, Reply, csr_for, hang_up
 
 CLIENTS = 3
-_NAMES = ("a.example.org", "b.example.org")
 
 
 @dataclass
@@ -62,11 +61,11 @@ class Insistent:
         reply = answered(lambda: client.register(self.handover))
         if reply.status not in {200, 201}:
             return f"newAccount: {reply.answer.body!r}"
-        reply = answered(lambda: client.order(*_NAMES))
+        reply = answered(lambda: client.order(*NAMES))
         if reply.status != 201:
             return f"newOrder: {reply.answer.body!r}"
         url, order = reply.header("Location"), reply.json
-        csr = csr_for(*_NAMES, key=new_key())
+        csr = csr_for(*NAMES, key=new_key())
         while order["status"] != "valid":
             if order["status"] not in {"ready", "processing"}:
                 return f"order: {order}"
@@ -101,7 +100,7 @@ def process(template: Path, tmp_path: Path) -> Iterator[Process]:
 def _invite(live: Live) -> list[Handover]:
     live.core = open_core(live.settings, live.clock, with_keys=False)
     try:
-        names = tuple(f"dns:{name}" for name in _NAMES)
+        names = tuple(f"dns:{name}" for name in NAMES)
         return [live.invite("server", names=names) for _ in range(CLIENTS)]
     finally:
         live.core.close()

@@ -27,6 +27,18 @@ EST = "/.well-known/est"
 CERTS_ONLY = "application/pkcs7-mime; smime-type=certs-only"
 PKCS10 = "application/pkcs10"
 
+_PROFILE = """
+[profiles."{name}"]
+title = "Test"
+title_ja = "Test"
+doors = ["est"]
+default_doors = ["est"]
+subject = ["CN={{device_id}}"]
+keys = ["ec-p256"]
+validity = "{validity}"
+extended_key_usage = ["{usage}"]
+"""
+
 CHALLENGE_PASSWORD = "1.2.840.113549.1.9.7"
 EXTENSION_REQUEST = "1.2.840.113549.1.9.14"
 IDENTITY_LINKING = "1.2.840.113549.1.9.16.2.58"
@@ -34,6 +46,11 @@ CHANGE_SUBJECT_NAME = "1.3.6.1.5.5.7.7.36"
 
 
 # -- asking --------------------------------------------------------------------------------------
+
+
+def profile(name: str, validity: str = "30d", usage: str = "clientAuth") -> str:
+    """Return the TOML of a profile for devices."""
+    return _PROFILE.format(name=name, validity=validity, usage=usage)
 
 
 def get(live: Live, path: str, **extra: Any) -> Answer:

@@ -13,19 +13,17 @@ from cryptography.x509 import ocsp
 from estserver.model import CertificateState, RevocationReason
 from estserver.renewal_information import read_certificate_id
 from tests.live import Live, new_key
-from tests.protocols.acme.wire import Certified, Client, Server, b64, csr_for, registered
-
-_NAMES = ("a.example.org", "b.example.org")
+from tests.protocols.acme.wire import NAMES, Certified, Client, Server, b64, csr_for, registered
 
 
 @pytest.fixture(scope="module")
 def client(shared: Live) -> Client:
-    return registered(shared, *_NAMES, units=999)
+    return registered(shared, *NAMES, units=999)
 
 
 @pytest.fixture(scope="module")
 def either(server: Server) -> Client:
-    return registered(server, *_NAMES, units=999)
+    return registered(server, *NAMES, units=999)
 
 
 def _status(live: Live, done: Certified) -> ocsp.OCSPCertStatus:
@@ -48,7 +46,7 @@ def _status(live: Live, done: Certified) -> ocsp.OCSPCertStatus:
 def test_a_certificate_comes_as_a_strict_pem_chain_leaf_first(
     server: Server, either: Client
 ) -> None:
-    done = either.issue(*_NAMES)
+    done = either.issue(*NAMES)
     reply = either.get(done.order["certificate"])
     media_type, _, parameters = reply.header("Content-Type").partition(";")
     assert media_type == "application/pem-certificate-chain"
@@ -66,7 +64,7 @@ def test_a_certificate_comes_as_a_strict_pem_chain_leaf_first(
 
 @pytest.mark.row("ACME-150")
 def test_accept_is_honoured(client: Client) -> None:
-    done = client.issue(*_NAMES)
+    done = client.issue(*NAMES)
     pem, der, p7 = (
         "application/pem-certificate-chain",
         "application/pkix-cert",
@@ -103,7 +101,7 @@ def _revoke(client: Client, done: Certified, **fields: Any) -> Any:
 @pytest.mark.row("ACME-152", "ACME-156", "ACME-158")
 def test_its_account_revokes_and_ocsp_knows_at_once(shared: Live, client: Client) -> None:
     for reason in ({}, {"reason": 0}):
-        done = client.issue(*_NAMES)
+        done = client.issue(*NAMES)
         assert _status(shared, done) is ocsp.OCSPCertStatus.GOOD
         reply = _revoke(client, done, **reason)
         assert (reply.status, reply.answer.body) == (200, b"")
@@ -121,8 +119,8 @@ def test_its_account_revokes_and_ocsp_knows_at_once(shared: Live, client: Client
 
 @pytest.mark.row("ACME-153")
 def test_the_key_of_a_certificate_revokes_it(shared: Live) -> None:
-    client = registered(shared, *_NAMES)
-    done = client.issue(*_NAMES)
+    client = registered(shared, *NAMES)
+    done = client.issue(*NAMES)
     client.post(client.kid or "", {"status": "deactivated"})
     owner = Client(shared, done.key)
     assert owner.post("revoke-cert", {"certificate": b64(done.der), "reason": 4}).status == 200
@@ -137,17 +135,17 @@ def test_the_key_of_a_certificate_revokes_it(shared: Live) -> None:
 def test_an_account_with_all_the_names_revokes_and_one_without_does_not(
     shared: Live, client: Client
 ) -> None:
-    done = client.issue(*_NAMES)
-    same = registered(shared, *_NAMES, units=9)
-    less = registered(shared, _NAMES[0], units=9)
+    done = client.issue(*NAMES)
+    same = registered(shared, *NAMES, units=9)
+    less = registered(shared, NAMES[0], units=9)
     stranger = registered(shared, "x.example.org")
     for other in (same, less, stranger):
         _revoke(other, done).refused(403, "unauthorized")
-    less.order(_NAMES[0])
+    less.order(NAMES[0])
     _revoke(less, done).refused(403, "unauthorized")
     Client(shared).post("revoke-cert", {"certificate": b64(done.der)}).refused(403, "unauthorized")
     assert shared.core.ra.find(done.leaf.serial_number).state is CertificateState.VALID
-    same.order(*_NAMES)
+    same.order(*NAMES)
     assert _revoke(same, done).status == 200
 
 
@@ -156,7 +154,7 @@ def test_an_account_with_all_the_names_revokes_and_one_without_does_not(
 def test_other_reasons_are_refused_with_the_list_of_good_ones(
     server: Server, either: Client, reason: Any
 ) -> None:
-    done = either.issue(*_NAMES)
+    done = either.issue(*NAMES)
     problem = _revoke(either, done, reason=reason).refused(400, "badRevocationReason")
     assert either.oracle or "keyCompromise" in problem["detail"]
     if isinstance(server, Live):
@@ -165,7 +163,7 @@ def test_other_reasons_are_refused_with_the_list_of_good_ones(
 
 @pytest.mark.row("ACME-159")
 def test_what_was_not_issued_here_is_not_revoked(server: Server, either: Client) -> None:
-    done = either.issue(*_NAMES)
+    done = either.issue(*NAMES)
     altered = done.der[:-1] + bytes([done.der[-1] ^ 1])
     for der in (altered, done.chain[-1].public_bytes(Encoding.DER) + b"\0", b"", b"\x30\x00"):
         either.post("revoke-cert", {"certificate": b64(der)}).refused(404, "malformed")
@@ -197,7 +195,7 @@ def test_the_identifier_of_the_rfc_is_read() -> None:
 
 @pytest.mark.row("ACME-172")
 def test_renewal_is_suggested_for_the_last_third_of_a_life(client: Client) -> None:
-    done = client.issue(*_NAMES)
+    done = client.issue(*NAMES)
     reply = client.ask("GET", f"/acme/renewal-info/{_id(done.leaf)}")
     assert reply.status == 200
     window = reply.json["suggestedWindow"]
@@ -210,7 +208,7 @@ def test_renewal_is_suggested_for_the_last_third_of_a_life(client: Client) -> No
 
 @pytest.mark.row("ACME-174")
 def test_an_identifier_of_nothing_is_refused(client: Client) -> None:
-    good = _id(client.issue(*_NAMES).leaf)
+    good = _id(client.issue(*NAMES).leaf)
     aki, serial = good.split(".")
     for bad in (f"{good}=", aki, f"{good}.x", f"{aki}.!", f".{serial}", f"{aki}.", f"{aki}.gA"):
         client.ask("GET", f"/acme/renewal-info/{bad}").refused(400, "malformed")
@@ -224,8 +222,8 @@ def test_an_identifier_of_nothing_is_refused(client: Client) -> None:
 @pytest.mark.row("ACME-175")
 def test_a_revoked_certificate_is_to_be_renewed_at_once(make_live: Any) -> None:
     live = make_live('[acme]\nwebsite = "https://example.org/"\n')
-    client = registered(live, *_NAMES)
-    done = client.issue(*_NAMES)
+    client = registered(live, *NAMES)
+    done = client.issue(*NAMES)
     _revoke(client, done)
     body = client.ask("GET", f"/acme/renewal-info/{_id(done.leaf)}").json
     assert datetime.fromisoformat(body["suggestedWindow"]["end"]) <= live.clock.now()
@@ -234,30 +232,30 @@ def test_a_revoked_certificate_is_to_be_renewed_at_once(make_live: Any) -> None:
 
 @pytest.mark.row("ACME-176", "ACME-177")
 def test_one_order_replaces_a_certificate(client: Client) -> None:
-    replaced = _id(client.issue(*_NAMES).leaf)
-    reply = client.order(*_NAMES, replaces=replaced)
+    replaced = _id(client.issue(*NAMES).leaf)
+    reply = client.order(*NAMES, replaces=replaced)
     assert (reply.status, reply.json["replaces"]) == (201, replaced)
     assert client.get(reply.header("Location")).json["replaces"] == replaced
-    again = client.order(*_NAMES, replaces=replaced)
+    again = client.order(*NAMES, replaces=replaced)
     again.refused(409, "alreadyReplaced")
     assert again.header("Location") == reply.header("Location")
     client.post(reply.json["authorizations"][0], {"status": "deactivated"})
-    third = client.order(*_NAMES, replaces=replaced)
+    third = client.order(*NAMES, replaces=replaced)
     assert third.status == 201
-    done = client.finalize(third.json, csr_for(*_NAMES, key=new_key()))
+    done = client.finalize(third.json, csr_for(*NAMES, key=new_key()))
     assert done.json["replaces"] == replaced
-    client.order(*_NAMES, replaces=replaced).refused(409, "alreadyReplaced")
+    client.order(*NAMES, replaces=replaced).refused(409, "alreadyReplaced")
 
 
 @pytest.mark.row("ACME-178")
 def test_only_ones_own_certificate_with_a_common_name_is_replaced(
     shared: Live, client: Client
 ) -> None:
-    mine = _id(client.issue(_NAMES[0]).leaf)
-    stranger = registered(shared, *_NAMES)
-    stranger.order(*_NAMES, replaces=mine).refused(403, "unauthorized")
-    client.order(_NAMES[1], replaces=mine).refused(400, "malformed")
+    mine = _id(client.issue(NAMES[0]).leaf)
+    stranger = registered(shared, *NAMES)
+    stranger.order(*NAMES, replaces=mine).refused(403, "unauthorized")
+    client.order(NAMES[1], replaces=mine).refused(400, "malformed")
     for bad in ("x", 7, "a.b.c", ""):
-        client.order(*_NAMES, replaces=bad).refused(400, "malformed")
+        client.order(*NAMES, replaces=bad).refused(400, "malformed")
     aki = mine.partition(".")[0]
-    client.order(*_NAMES, replaces=f"{aki}.AQ").refused(404, "malformed")
+    client.order(*NAMES, replaces=f"{aki}.AQ").refused(404, "malformed")

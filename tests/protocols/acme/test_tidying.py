@@ -10,9 +10,7 @@ from estserver.protocols.acme import records, tables
 from estserver.protocols.acme.failures import Failures
 from estserver.protocols.acme.tidying import Tidying
 from tests.live import Live
-from tests.protocols.acme.wire import Client, b64, registered
-
-_NAMES = ("a.example.org", "b.example.org")
+from tests.protocols.acme.wire import NAMES, Client, b64, registered
 
 
 def _rows(live: Live) -> dict[str, int]:
@@ -32,14 +30,14 @@ def _early(client: Client, name: str) -> None:
 
 
 def test_what_came_to_nothing_is_forgotten_and_what_was_issued_is_not(live: Live) -> None:
-    client = registered(live, *_NAMES, units=9)
-    done = client.issue(*_NAMES)
+    client = registered(live, *NAMES, units=9)
+    done = client.issue(*NAMES)
     before = _rows(live)
     assert (before["orders"], before["authorizations"], before["challenges"]) == (1, 2, 2)
     # More than one transaction takes.
     for _ in range(105):
-        assert client.order(_NAMES[0]).status == 201
-    _early(client, _NAMES[0])
+        assert client.order(NAMES[0]).status == 201
+    _early(client, NAMES[0])
     tidying = Tidying(live.server.services)
     tidying.tidy()
     assert _rows(live)["orders"] == 106
@@ -67,7 +65,7 @@ def test_what_a_challenge_has_shown_is_kept_and_what_it_has_not_is_not(
     live = make_live("[acme]\nrequire_eab = false\n")
     client = Client(live)
     assert client.register().status == 201
-    shown, other = (client.order(name).json for name in _NAMES)
+    shown, other = (client.order(name).json for name in NAMES)
     _early(client, "early.example.org")
     token = client.get(shown["authorizations"][0]).json["challenges"][0]["token"]
     with live.core.store.engine.begin() as connection:
@@ -86,16 +84,16 @@ def test_what_a_challenge_has_shown_is_kept_and_what_it_has_not_is_not(
 
 
 def test_two_nodes_may_tidy_up_at_once(both: Live) -> None:
-    client = registered(both, *_NAMES, units=9)
-    done = client.issue(*_NAMES)
+    client = registered(both, *NAMES, units=9)
+    done = client.issue(*NAMES)
     for _ in range(3):
-        order = client.order(_NAMES[0])
+        order = client.order(NAMES[0])
     assert client.kid is not None
     account = client.kid.rpartition("/")[2]
     needed = order.json["authorizations"][0].rpartition("/")[2]
     (found,) = both.core.store.read(lambda tx: records.orders_with(tx, account, needed))
     assert order.header("Location").endswith(found.id)
-    _early(client, _NAMES[0])
+    _early(client, NAMES[0])
     both.clock.advance(timedelta(days=200))
     for node in (Tidying(both.server.services), Tidying(both.server.services)):
         node.tidy()
@@ -105,9 +103,9 @@ def test_two_nodes_may_tidy_up_at_once(both: Live) -> None:
 
 @pytest.mark.row("ACME-050")
 def test_the_metric_counts_what_is_paused(live: Live) -> None:
-    client = registered(live, _NAMES[0])
+    client = registered(live, NAMES[0])
     for _ in range(12):
-        client.order(_NAMES[1])
+        client.order(NAMES[1])
         live.clock.advance(timedelta(hours=12))
     failures = Failures(live.core.store, timedelta(days=5))
     failures.report()

@@ -5,9 +5,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from tests.live import Live, beside
-from tests.protocols.acme.wire import Client, Reply, csr_for, eab
-
-_NAMES = ("a.example.org", "b.example.org")
+from tests.protocols.acme.wire import NAMES, Client, Reply, csr_for, eab
 
 
 @dataclass(slots=True)
@@ -39,12 +37,12 @@ def test_two_nodes_in_turn_serve_one_client(both: Live, other: Live) -> None:
     other.start()
     try:
         client = Alternating(both, nodes=[both, other])
-        handover = both.invite("server", names=tuple(f"dns:{name}" for name in _NAMES))
+        handover = both.invite("server", names=tuple(f"dns:{name}" for name in NAMES))
         binding = client.binding(*eab(both, handover))
         assert client.register(externalAccountBinding=binding).status == 201
-        order = client.order(*_NAMES)
+        order = client.order(*NAMES)
         assert order.status == 201
-        done = client.finalize(order.json, csr_for(*_NAMES))
+        done = client.finalize(order.json, csr_for(*NAMES))
         assert done.json["status"] == "valid"
         body = client.get(done.json["certificate"]).answer.body
         assert client.get(done.json["certificate"]).answer.body == body

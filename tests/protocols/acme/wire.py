@@ -26,6 +26,7 @@ from tests.protocols.acme import pebble
 from tests.protocols.acme.pebble import Pebble
 
 Server = Live | Pebble
+NAMES = ("a.example.org", "b.example.org")
 URN = "urn:ietf:params:acme:error:"
 JOSE = "application/jose+json"
 AccountPrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
