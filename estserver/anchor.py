@@ -12,16 +12,26 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from estserver.errors import ConfigurationError
-from estserver.store import Store, Transaction, audit_checks
+from estserver.store import Store, Transaction, audit_checks, from_unix
 from estserver.store.audit_checks import Anchor
 
 EVERY = timedelta(hours=1)
 _SETTLING = timedelta(minutes=10)
 """Longer than any transaction: older rows have all been committed, so their order is settled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shortfall:
+    """How many rows that were anchored the trail lacks; `at` is that of the newest anchor."""
+
+    path: Path
+    at: datetime
+    rows: int
 
 
 class AnchorFile:
@@ -75,13 +85,18 @@ class AnchorFile:
         if newest is None or newest >= EVERY:
             self.drop(store, now)
 
-    def lost_rows(self, store: Store) -> int:
-        """Count the rows at the ends of chains that were anchored and are not there."""
-        ends = {writer: end for anchor in self.read() for writer, end in anchor.ends.items()}
+    def shortfall(self, store: Store) -> Shortfall | None:
+        """Say how many rows at the ends of chains were anchored and are not there; None: none.
+
+        Raises ConfigurationError: the file cannot be read; Unavailable.
+        """
+        anchors = self.read()
+        ends = {writer: end for anchor in anchors for writer, end in anchor.ends.items()}
         there = store.read(audit_checks.chain_ends)
-        return sum(
+        rows = sum(
             max(0, seq - there.get(writer, (0, b""))[0]) for writer, (seq, _) in ends.items()
         )
+        return Shortfall(self.path, from_unix(anchors[-1].at), rows) if rows else None
 
     def begin_anew(self, now: datetime, why: str) -> None:
         """Let what is anchored so far count no more; it stays readable. Raises OSError."""

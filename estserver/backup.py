@@ -17,11 +17,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from estserver import config
-from estserver.ca.files import write_private
+from estserver.ca.acceptance import read_certificates, same_authority
 from estserver.config import Settings
 from estserver.core import Core
 from estserver.errors import BadInput
+from estserver.files import write_private
 from estserver.model import Clock, Event, Origin
 from estserver.store import Store, dumping, health
 
@@ -54,6 +57,11 @@ class Manifest:
     directory: str
     configuration: str
     files: tuple[Kept, ...]
+
+    @property
+    def others(self) -> tuple[Kept, ...]:
+        """All of it but the database."""
+        return tuple(file for file in self.files if file.kind != "database")
 
     @property
     def secrets(self) -> int:
@@ -176,11 +184,24 @@ def _file_sha256(path: Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """An instance brought back; `missing` are the secrets that the backup was made without."""
+    """An instance brought back; `missing` are the secrets that are not there.
+
+    `database_only`: the instance was there, and all of it but the database is as it was. Of what
+    the backup has besides, `absent` is not there and was not put back, `changed` is another.
+    """
 
     configuration: Path
     manifest: Manifest
-    missing: tuple[Path, ...]
+    settings: Settings
+    database_only: bool
+    absent: tuple[Kept, ...] = ()
+    changed: tuple[Kept, ...] = ()
+
+    @property
+    def missing(self) -> tuple[Path, ...]:
+        """The secrets without which nothing can be served."""
+        named = map(self.settings.path, _secrets(self.settings))
+        return tuple(path for path in named if not path.exists())
 
 
 def restore(
@@ -188,50 +209,113 @@ def restore(
 ) -> Restored:
     """Make the instance of a backup anew in `directory`, or where it was. Overwrites nothing.
 
-    Raises BadInput: no backup, a damaged one, or something stands where it would write.
+    Where all is there but the database, the database alone comes back: what is there is newer
+    than the backup, and what is not may have been taken away for good.
+    Raises BadInput: no backup, a damaged one, one of another instance, or something stands where
+    it would write.
     """
     manifest = read_manifest(source)
     into = Path(manifest.directory) if directory is None else directory.resolve()
-    files = [file for file in manifest.files if file.kind != "database"]
-    for file in manifest.files:
-        path = source / file.path
-        if not path.is_file() or _file_sha256(path) != file.sha256:
-            raise BadInput(f"{path}: is missing or not what was backed up: nothing was restored")
-    settings = config.load(source / _INSIDE / manifest.configuration)
-    settings = settings.model_copy(update={"directory": into})
-    dumping.require_empty(settings.database_url)
-    fresh = [file for file in files if not _is_there(file, into)]
     written: list[Path] = []
     try:
-        for file in fresh:
-            _put(source / file.path, into / file.place, file.mode)
-            written.append(into / file.place)
-        dumping.refill(settings.database_url, source / _DATABASE)
-        _record(settings, manifest, clock, by, origin)
+        for file in manifest.files:
+            path = source / file.path
+            if not path.is_file() or _file_sha256(path) != file.sha256:
+                raise BadInput(
+                    f"{path}: is missing or not what was backed up: nothing was restored"
+                )
+        there = (into / manifest.configuration).exists()
+        bring_back = _bring_back_database if there else _bring_back_all
+        restored = bring_back(source, manifest, into, written)
+        dumping.refill(restored.settings.database_url, source / _DATABASE)
+        if (database := restored.settings.database_file) is not None:
+            written.append(database)
+        _record(restored, clock, by, origin)
     except BaseException as error:
         for path in written:
             path.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise BadInput(f"{error.filename or into}: {error.strerror}") from error
         raise
-    missing = tuple(path for path in map(settings.path, _secrets(settings)) if not path.exists())
-    return Restored(into / manifest.configuration, manifest, missing)
+    return restored
+
+
+def _bring_back_all(source: Path, manifest: Manifest, into: Path, written: list[Path]) -> Restored:
+    """Put everything but the database back; note in `written` what is new."""
+    settings = config.load(source / _INSIDE / manifest.configuration)
+    settings = settings.model_copy(update={"directory": into})
+    dumping.require_empty(settings.database_url)
+    for file in [file for file in manifest.others if not _is_there(file, into)]:
+        _put(source / file.path, into / file.place, file.mode)
+        written.append(into / file.place)
+    return Restored(into / manifest.configuration, manifest, settings, database_only=False)
+
+
+def _bring_back_database(
+    source: Path, manifest: Manifest, into: Path, _written: list[Path]
+) -> Restored:
+    """Look at what else the backup has, and put none of it back."""
+    configuration = into / manifest.configuration
+    settings = config.load(configuration)
+    dumping.require_empty(settings.database_url)
+    absent = tuple(file for file in manifest.others if not (into / file.place).exists())
+    changed = tuple(
+        file
+        for file in manifest.others
+        if file not in absent and _file_sha256(into / file.place) != file.sha256
+    )
+    _require_same_instance(source, manifest, into, settings)
+    return Restored(
+        configuration, manifest, settings, database_only=True, absent=absent, changed=changed
+    )
+
+
+def _require_same_instance(
+    source: Path, manifest: Manifest, into: Path, settings: Settings
+) -> None:
+    """Raise BadInput if no issuer of the instance in `into` is in the backup."""
+    kept = {(into / file.place).resolve(): source / file.path for file in manifest.others}
+    for issuer in settings.issuers.values():
+        path = settings.path(issuer.certificate)
+        copy = kept.get(path.resolve())
+        if copy is not None and path.is_file():
+            before, now = (read_certificates(one.read_bytes(), str(one)) for one in (copy, path))
+            if same_authority(before[0], now[0]):
+                return
+    raise BadInput(
+        f"{into / manifest.configuration} is there already, and no CA of it is one of the backup: "
+        "nothing was restored; move it away to have all of the backup there"
+    )
 
 
 def read_manifest(source: Path) -> Manifest:
     """Read what a backup holds. Raises BadInput: it is no backup, or of another kind."""
+    path = source / MANIFEST
     try:
-        fields = json.loads((source / MANIFEST).read_text(encoding="utf-8"))
-        if fields.pop("format") != _FORMAT:
+        octets = path.read_bytes()
+        fields = TypeAdapter(dict[str, Any]).validate_json(octets)
+        if fields.get("format") != _FORMAT:
             raise BadInput(f"{source}: the backup is of another version of estserver")
-        kept = tuple(Kept(**file) for file in fields.pop("files"))
-        manifest = Manifest(**fields, files=kept)
+        manifest = TypeAdapter(Manifest).validate_json(octets, strict=True)
     except FileNotFoundError as error:
         raise BadInput(f"{source}: is no backup: it has no {MANIFEST}") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"{source / MANIFEST}: cannot be read") from error
-    if any(".." in Path(name).parts for file in kept for name in (file.path, file.place)):
-        raise BadInput(f"{source / MANIFEST}: a path leads out of the backup")
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read: {error.strerror}") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BadInput(
+            f"{path}: is not as `backup` writes it: {' '.join((where, first['msg'])).strip()}"
+        ) from error
+    names = [name for file in manifest.files for name in (file.path, file.place)]
+    names += [manifest.directory, manifest.configuration]
+    if (
+        any(".." in Path(name).parts or "\0" in name for name in names)
+        or any(Path(file.path).is_absolute() for file in manifest.files)
+        or Path(manifest.configuration).name != manifest.configuration
+        or not Path(manifest.directory).is_absolute()
+    ):
+        raise BadInput(f"{path}: a path leads out of the backup")
     return manifest
 
 
@@ -254,8 +338,9 @@ def _put(source: Path, place: Path, mode: int) -> None:
     place.chmod(mode & 0o777)
 
 
-def _record(settings: Settings, manifest: Manifest, clock: Clock, by: str, origin: Origin) -> None:
-    store = Store(settings.database_url, clock)
+def _record(restored: Restored, clock: Clock, by: str, origin: Origin) -> None:
+    manifest = restored.manifest
+    store = Store(restored.settings.database_url, clock)
     try:
         told = {"made_at": manifest.made_at, "version": manifest.version}
         event = Event(health.RESTORED, by, "instance", told)

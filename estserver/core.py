@@ -175,8 +175,9 @@ def require_database_file(settings: Settings) -> None:
     path = settings.database_file
     if path is not None and not path.exists():
         raise ConfigurationError(
-            f"{path} does not exist: restore it from a backup (an empty file made by hand and "
-            "`estserver migrate` begin a new database, which knows no certificate)"
+            f"{path} does not exist: restore it from a backup with `estserver restore` (an empty "
+            "file made by hand and `estserver migrate` begin a new database, which knows no "
+            "certificate)"
         )
 
 

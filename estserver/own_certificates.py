@@ -18,11 +18,11 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from estserver.ca.chains import Chains
-from estserver.ca.files import write_private
 from estserver.ca.keys import PrivateKey, encrypt_key, generate_key, load_key
 from estserver.config import Settings
 from estserver.csr import read_csr
 from estserver.errors import ConfigurationError, Fault, NotFound
+from estserver.files import write_private
 from estserver.model import (
     Applicant,
     CertificateState,

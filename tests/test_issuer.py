@@ -23,11 +23,11 @@ from pkilint.pkix import extension as pkix_extension
 from pkilint.pkix import name as pkix_name
 
 from estserver import config
-from estserver.ca.files import write_private
 from estserver.ca.issuer import Issuer
 from estserver.ca.keys import encrypt_key, generate_key, key_type_of, load_key
 from estserver.ca.lint import lint
 from estserver.errors import ConfigurationError, Fault, LintFailed
+from estserver.files import write_private
 from estserver.model import Draft, KeyType, Plan, Secret
 from estserver.profiles import Profile
 from tests.live import Key, MovableClock, new_key

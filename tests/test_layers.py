@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "estserver"
 # Lowest first; a module may import its own room and the rooms before it.
 ROOMS = (
-    ("errors", "model", "registration", "failpoints", "sortable_ids", "shipped_profiles"),
+    ("errors", "files", "model", "registration", "failpoints", "sortable_ids", "shipped_profiles"),
     ("wording", "names", "name_grammar", "keyring", "pin", "settings"),
     ("csr", "csr_body", "public_keys", "config", "journal"),
     ("profiles", "name_constraints"),

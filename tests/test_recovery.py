@@ -3,11 +3,15 @@
 import base64
 import hashlib
 import json
+import os
+import re
 import shutil
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -17,6 +21,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from estserver import config, recovery, verification
+from estserver.anchor import AnchorFile
+from estserver.ca.ceremony import create_instance
 from estserver.cli import main
 from estserver.errors import BadInput
 from estserver.invitations import Handover
@@ -444,6 +450,158 @@ def test_a_manifest_grants_no_privilege(outliving: Live, tmp_path: Path) -> None
     (backup / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     run(outliving.directory, "restore", str(backup), "--into", str(place))
     assert {file.stat().st_mode & 0o7000 for file in place.rglob("*") if file.is_file()} == {0}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda m: [m], "should be an object"),
+        (lambda _: "backup", "should be an object"),
+        (lambda m: {**m, "format": 99}, "another version"),
+        (lambda m: {**m, "format": [1]}, "another version"),
+        (lambda m: {**m, "made_at": 5}, "made_at Input should be a valid string"),
+        (lambda m: {**m, "directory": None}, "directory Input should be a valid string"),
+        (lambda m: {**m, "directory": "here"}, "leads out"),
+        (lambda m: {**m, "configuration": "../estserver.toml"}, "leads out"),
+        (lambda m: {**m, "configuration": ["estserver.toml"]}, "configuration Input should be"),
+        (lambda m: {**m, "files": {}}, "files Input should be"),
+        (lambda m: {**m, "files": "all"}, "files Input should be"),
+        (lambda m: {**m, "files": [None]}, "files.0 Input should be"),
+        (lambda m: {**m, "files": [["database"]]}, "files.0 Input should be"),
+        (lambda m: {k: v for k, v in m.items() if k != "files"}, "files Field required"),
+        (lambda m: {k: v for k, v in m.items() if k != "directory"}, "directory Field required"),
+        (lambda m: _file(m, path=7), "files.1.path Input should be a valid string"),
+        (lambda m: _file(m, mode="0600"), "files.1.mode Input should be a valid integer"),
+        (lambda m: _file(m, mode=None), "files.1.mode Input should be a valid integer"),
+        (lambda m: _file(m, sha256=[]), "files.1.sha256 Input should be a valid string"),
+        (lambda m: _file(m, sha256="none"), "not what was backed up"),
+        (lambda m: _file(m, path="/etc/passwd"), "leads out"),
+        (lambda m: _file(m, path="a\0b"), "leads out"),
+        (lambda m: _file(m, place="../../elsewhere"), "leads out"),
+        (lambda m: _file(m, path="x" * 5000), "File name too long"),
+        (lambda m: _file(m, place="x" * 5000), "File name too long"),
+        (lambda m: _file(m, path="instance"), "not what was backed up"),
+    ],
+)
+def test_a_manifest_of_nonsense_is_refused_in_words(
+    backed_up: tuple[Path, Path], tmp_path: Path, change: Callable[[Any], Any], said: str
+) -> None:
+    instance, backup = backed_up
+    manifest, place = backup / "manifest.json", tmp_path / "restored"
+    text = manifest.read_text(encoding="utf-8")
+    manifest.write_text(json.dumps(change(json.loads(text))), encoding="utf-8")
+    try:
+        refused = run(instance, "restore", str(backup), "--into", str(place), status=1).stderr
+    finally:
+        manifest.write_text(text, encoding="utf-8")
+    assert refused.startswith("Error: ")
+    assert said in refused
+    assert refused.count("\n") == 1
+    assert not [path for path in place.rglob("*") if path.is_file()]
+
+
+def _file(manifest: Any, **changes: Any) -> Any:
+    """Return the manifest with another second file."""
+    first, second, *others = manifest["files"]
+    return {**manifest, "files": [first, {**second, **changes}, *others]}
+
+
+@pytest.fixture(scope="module")
+def backed_up(shared: Live, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Return an instance and a backup of it."""
+    backup = tmp_path_factory.mktemp("backup") / "backup"
+    run(shared.directory, "backup", str(backup))
+    return shared.directory, backup
+
+
+@pytest.mark.row("INC-25", "I5")
+def test_a_lost_database_comes_back_where_it_was_and_nothing_else_is_touched(
+    live: Live, tmp_path: Path
+) -> None:
+    """Three in the morning: the database is gone, the folder around it is not."""
+    backup, directory = tmp_path / "backup", live.directory
+    run(directory, "backup", str(backup))
+    holder = live.enroll(live.invite("device", device_id="printer-1"))
+    revoke(live, holder, "keyCompromise")
+    live.stop()
+    configuration, root_key = directory / "estserver.toml", directory / "ca/root.key"
+    edited = configuration.read_text(encoding="utf-8") + "\n# edited since\n"
+    configuration.write_text(edited, encoding="utf-8")
+    root_key.unlink()
+    refused = run(directory, "restore", str(backup), status=1)
+    assert "estserver.db is there already: nothing was restored" in refused.stderr
+    for file in directory.glob("estserver.db*"):
+        file.unlink()
+    assert "estserver restore" in run(directory, "recover", "--journal", ".", status=1).stderr
+
+    result = run(directory, "restore", str(backup))
+    assert f"The database of {directory} is as it was" in result.stdout
+    assert "nothing else was touched" in result.stdout
+    assert f"{configuration} is another than in the backup, and stays as it is" in result.stderr
+    assert f"copy {backup / 'instance/ca/root.key'} there" in result.stderr
+    assert configuration.read_text(encoding="utf-8") == edited
+    assert not root_key.exists()
+    assert stat.S_IMODE((directory / "estserver.db").stat().st_mode) == 0o600
+    # What to do next can be typed as it stands.
+    next_command = result.stderr.split("Before serving: estserver ")[1].split(" [--crl")[0]
+    told = CliRunner().invoke(main, next_command.split())
+    assert told.exit_code == 0, told.output
+    assert f"certificate {holder.certificate.serial_number:x}: was missing" in told.stdout
+    live.start()
+    assert violations(live.core, [der(holder)]) == []
+    assert verify(live.core).problems == ()
+
+
+def test_a_database_never_comes_back_into_another_instance(
+    backed_up: tuple[Path, Path], tmp_path: Path
+) -> None:
+    _, backup = backed_up
+    other = tmp_path / "other"
+    create_instance(other, MovableClock())
+    (other / "estserver.db").unlink()
+    refused = run(other, "restore", str(backup), status=1)
+    assert "no CA of it is one of the backup: nothing was restored" in refused.stderr
+    assert not (other / "estserver.db").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_a_database_that_root_brings_back_is_the_services(
+    backed_up: tuple[Path, Path], tmp_path: Path
+) -> None:
+    _, backup = backed_up
+    place = tmp_path / "restored"
+    run(place, "restore", str(backup))
+    (place / "estserver.db").unlink()
+    os.chown(place, 4711, 4712)
+    run(place, "restore", str(backup))
+    made = {path: path.stat() for path in place.glob("estserver.db*")}
+    assert place / "estserver.db" in made
+    assert {(owned.st_uid, owned.st_gid) for owned in made.values()} == {(4711, 4712)}
+
+
+def test_the_anchor_beside_the_journal_tells_how_much_of_the_trail_is_lost(
+    live: Live, tmp_path: Path
+) -> None:
+    """The journal's folder outlived, and the audit anchor in it; the instance is elsewhere now."""
+    backup, place, journal = tmp_path / "backup", tmp_path / "restored", live.directory / "journal"
+    run(live.directory, "backup", str(backup))
+    live.enroll(live.invite("device", device_id="printer-1"))
+    AnchorFile(journal / "audit.anchor").drop(live.core.store, live.clock.now())
+    run(live.directory, "restore", str(backup), "--into", str(place))
+    kept = (journal / "audit.anchor").read_bytes()
+
+    told = run(place, "recover", "--journal", str(journal)).stdout
+    assert re.search(r"audit trail: [1-9]\d* rows are lost with the database; the anchor of", told)
+    assert f"in {journal / 'audit.anchor'} knew them" in told
+    assert (journal / "audit.anchor").read_bytes() == kept
+    assert json.loads(run(place, "recover", "--journal", str(journal), "--json").stdout)[
+        "audit_rows_lost"
+    ]
+    assert run(place, "verify").exit_code == 0
+    # A damaged one keeps nothing from coming back.
+    (journal / "audit.anchor").write_text("nothing\n", encoding="utf-8")
+    damaged = run(place, "recover", "--journal", str(journal))
+    assert "what the audit trail has lost cannot be told by it" in damaged.stderr
 
 
 def test_a_backup_without_secrets_says_what_to_put_back(outliving: Live, tmp_path: Path) -> None:

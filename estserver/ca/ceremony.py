@@ -20,12 +20,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from estserver import config
-from estserver.ca.files import write_private, write_public
 from estserver.ca.hierarchy import KEY_TYPES, NAME_MAX, fingerprint, make_hierarchy
 from estserver.ca.keys import encrypt_key
 from estserver.ca.rollover import Ceremony
 from estserver.ca.root_folder import new_passphrase, require_empty, write_root
 from estserver.errors import BadInput
+from estserver.files import write_private, write_public
 from estserver.keyring import new_master
 from estserver.model import Clock, Event, KeyType, Origin, Secret
 from estserver.names import check_text, is_wildcard, parse_general_name

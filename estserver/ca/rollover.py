@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from io import BytesIO
 from pathlib import Path
 
 from cryptography import x509
@@ -25,7 +26,6 @@ from estserver.ca.acceptance import (
     same_authority,
 )
 from estserver.ca.chains import read_chains
-from estserver.ca.files import drafted, write_private, write_public
 from estserver.ca.hierarchy import (
     Authority,
     CAPublicKey,
@@ -49,6 +49,7 @@ from estserver.ca.root_folder import require_empty, write_root
 from estserver.config import Settings
 from estserver.csr import read_csr
 from estserver.errors import BadInput, Conflict, Fault
+from estserver.files import drafted, write_private, write_public
 from estserver.model import KeyType, Secret
 from estserver.settings import IssuerSettings
 
@@ -339,7 +340,7 @@ def append(configuration: Path, toml: str) -> None:
     """
     path = configuration.resolve()
     text = path.read_text(encoding="utf-8")
-    with drafted(path, f"{text.rstrip()}\n\n{toml}".encode()) as draft:
+    with drafted(path, BytesIO(f"{text.rstrip()}\n\n{toml}".encode())) as draft:
         read_chains(config.load(draft))
 
 

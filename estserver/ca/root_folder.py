@@ -10,10 +10,10 @@ from pathlib import Path
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from estserver.ca.acceptance import read_certificates
-from estserver.ca.files import write_private, write_public
 from estserver.ca.hierarchy import Authority
 from estserver.ca.keys import encrypt_key, load_key, read_secret
 from estserver.errors import BadInput
+from estserver.files import write_private, write_public
 from estserver.model import Secret
 
 _KEY, _CERTIFICATE, _PASSPHRASE = "root.key", "root.crt", "passphrase"

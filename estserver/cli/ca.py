@@ -14,7 +14,6 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from estserver import config
 from estserver.ca.chains import read_chains
-from estserver.ca.files import write_public
 from estserver.ca.hierarchy import KEY_TYPES, common_name, fingerprint
 from estserver.ca.keys import read_secret
 from estserver.ca.rollover import Added, Ceremony, Outside, certify
@@ -22,6 +21,7 @@ from estserver.ca.root_folder import open_root
 from estserver.cli.operator import Operator
 from estserver.cli.output import Columns, hint, iso, print_fields, print_rows
 from estserver.core import SystemClock, require_database_file
+from estserver.files import write_public
 from estserver.model import Event, KeyType
 from estserver.store import Store, require_current
 

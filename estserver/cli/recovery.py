@@ -8,11 +8,14 @@ from typing import Any
 import click
 
 from estserver import backup, config, recovery
-from estserver.anchor import AnchorFile
+from estserver.anchor import AnchorFile, Shortfall
 from estserver.cli.operator import Operator
 from estserver.cli.output import hint, iso, print_json, shown
+from estserver.config import Settings
 from estserver.core import SystemClock
+from estserver.errors import ConfigurationError
 from estserver.journal import Reading
+from estserver.store import Store
 from estserver.store.refilling import Lost
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -70,7 +73,10 @@ def backup_command(operator: Operator, *, directory: Path, secrets: bool, as_jso
 def restore_command(
     operator: Operator, *, directory: Path, into: Path | None, as_json: bool
 ) -> None:
-    """Make an instance anew from the backup in DIR; nothing that is there is overwritten."""
+    """Make an instance anew from the backup in DIR; nothing that is there is overwritten.
+
+    Where only the database is missing, it alone is put back.
+    """
     if into is None and operator.configuration is not None:
         into = operator.configuration.resolve().parent
     restored = backup.restore(
@@ -78,17 +84,40 @@ def restore_command(
     )
     missing = [str(path) for path in restored.missing]
     made_at = restored.manifest.made_at
+    place = restored.configuration.parent
+    absent = {str(place / file.place): str(directory / file.path) for file in restored.absent}
+    changed = [str(place / file.place) for file in restored.changed]
     if as_json:
-        told = {"configuration": str(restored.configuration), "at": made_at, "missing": missing}
+        told = {
+            "configuration": str(restored.configuration),
+            "at": made_at,
+            "database_only": restored.database_only,
+            "missing": missing,
+            "absent": sorted(absent),
+            "changed": changed,
+        }
         print_json(told)
+    elif restored.database_only:
+        click.echo(f"The database of {place} is as it was at {made_at}; nothing else was touched.")
     else:
         click.echo(f"{restored.configuration} is as it was at {made_at}.")
+    for path in changed:
+        hint(f"{path} is another than in the backup, and stays as it is.")
+    for path, copy in absent.items():
+        hint(f"{path} is not there, and was not put back: if it is needed, copy {copy} there.")
     for path in missing:
-        hint(f"The backup was made without {path}: put it back before anything else.")
+        if path not in absent:
+            hint(f"The backup was made without {path}: put it back before anything else.")
     hint(
-        "What was issued and revoked since is not known yet. Before serving: "
-        f"estserver --config {restored.configuration} recover --journal JOURNAL [--crl FILE]"
+        "What was issued and revoked since is not known yet. Before serving: estserver --config "
+        f"{restored.configuration} recover --journal {_journal(restored.settings)} [--crl FILE]"
     )
+
+
+def _journal(settings: Settings) -> str:
+    """Return where the journal is, if it has outlived the database."""
+    path = settings.journal.path and settings.path(settings.journal.path)
+    return str(path) if path and path.exists() else "JOURNAL"
 
 
 @click.command("recover")
@@ -118,21 +147,43 @@ def recover_command(
     with operator.core() as core:
         reading = None if journal is None else Reading(journal)
         difference = recovery.compare(core, reading, [path.read_bytes() for path in crls])
-        anchors = AnchorFile(core.settings.path(core.settings.audit.anchor))
-        lost = anchors.lost_rows(core.store)
+        anchor = core.settings.path(core.settings.audit.anchor)
+        lost = _shortfalls(core.store, anchor, journal, difference.notes)
         if not dry_run:
             if not difference.empty:
                 recovery.apply(
                     core, difference, by=operator.by, origin=operator.origin, progress=_progress
                 )
-            if lost:
-                anchors.begin_anew(core.clock.now(), f"{lost} rows lost with the database")
+            if lost and lost[0].path == anchor:
+                why = f"{lost[0].rows} rows lost with the database"
+                AnchorFile(anchor).begin_anew(core.clock.now(), why)
     if as_json:
-        print_json({**_row(difference), "audit_rows_lost": lost, "applied": not dry_run})
+        rows = max((one.rows for one in lost), default=0)
+        print_json({**_row(difference), "audit_rows_lost": rows, "applied": not dry_run})
     else:
         _print_difference(difference, lost, dry_run=dry_run)
     if difference.problems:
         raise click.exceptions.Exit(1)
+
+
+def _shortfalls(
+    store: Store, anchor: Path, journal: Path | None, notes: list[str]
+) -> list[Shortfall]:
+    """Compare the audit trail with its own anchors, and with those that lie by the journal.
+
+    One that cannot be read is told among `notes`: it must not keep anything from coming back.
+    """
+    found = []
+    beside = None if journal is None else journal / anchor.name
+    places = (
+        [anchor] if beside is None or beside.resolve() == anchor.resolve() else [anchor, beside]
+    )
+    for path in places:
+        try:
+            found.append(AnchorFile(path).shortfall(store))
+        except ConfigurationError as error:
+            notes.append(f"{error.detail}: what the audit trail has lost cannot be told by it")
+    return [shortfall for shortfall in found if shortfall is not None]
 
 
 def _row(difference: recovery.Difference) -> dict[str, Any]:
@@ -164,11 +215,16 @@ def _serial(lost: Lost) -> str:
     return f"{lost.certificate.serial_number:x}"
 
 
-def _print_difference(difference: recovery.Difference, lost: int, *, dry_run: bool) -> None:
+def _print_difference(
+    difference: recovery.Difference, lost: list[Shortfall], *, dry_run: bool
+) -> None:
     for sentence in _sentences(difference):
         click.echo(sentence)
-    if lost:
-        click.echo(f"audit trail: {lost} rows are lost with the database")
+    for one in lost:
+        click.echo(
+            f"audit trail: {one.rows} rows are lost with the database; the anchor of "
+            f"{shown(one.at)} in {one.path} knew them"
+        )
     for sentence in (*difference.notes, *difference.problems):
         hint(sentence)
     if difference.empty:

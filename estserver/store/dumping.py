@@ -11,6 +11,7 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from estserver.errors import BadInput, ConfigurationError
+from estserver.files import PRIVATE, drafted
 from estserver.store.engine import Store
 from estserver.store.tables import metadata
 
@@ -73,8 +74,8 @@ def refill(url: str, source: Path) -> None:
     if where.get_backend_name() == "sqlite":
         target = Path(str(where.database))
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        target.touch(0o600)
-        shutil.copyfile(source, target)
+        with source.open("rb") as copy, drafted(target, copy, mode=PRIVATE):
+            pass
         return
     options = ("--exit-on-error", "--single-transaction", "--no-owner", "--no-privileges")
     _run_postgresql("pg_restore", where, *options, str(source))

@@ -10,8 +10,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from estserver.ca.files import write_private
 from estserver.ca.hierarchy import Authority, make_hierarchy
+from estserver.files import write_private
 from estserver.model import KeyType
 
 

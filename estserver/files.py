@@ -2,28 +2,31 @@
 
 import contextlib
 import os
+import shutil
 import stat
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
-_PRIVATE, _PUBLIC = 0o600, 0o666
+PRIVATE, _PUBLIC = 0o600, 0o666
 
 
 def write_private(path: Path, content: bytes) -> None:
     """Write a file that only its owner may read. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with drafted(path, content, mode=_PRIVATE):
+    with drafted(path, BytesIO(content), mode=PRIVATE):
         pass
 
 
 def write_public(path: Path, content: bytes) -> None:
     """Write a file for others to read, as far as the umask lets them. Raises OSError."""
-    with drafted(path, content):
+    with drafted(path, BytesIO(content)):
         pass
 
 
 @contextlib.contextmanager
-def drafted(path: Path, content: bytes, *, mode: int | None = None) -> Iterator[Path]:
+def drafted(path: Path, content: BinaryIO, *, mode: int | None = None) -> Iterator[Path]:
     """Write `content` beside `path`; it takes its place once the body ends, never if that fails.
 
     It keeps owner and, without `mode`, mode of the file that it replaces. A new one that root
@@ -46,13 +49,13 @@ def drafted(path: Path, content: bytes, *, mode: int | None = None) -> Iterator[
         os.close(folder)
 
 
-def _write(draft: Path, content: bytes, path: Path, mode: int | None) -> None:
+def _write(draft: Path, content: BinaryIO, path: Path, mode: int | None) -> None:
     before = path.lstat() if path.is_file() and not path.is_symlink() else None
     # Nobody reads it before it has the mode of the one it replaces.
-    made_with = mode or (_PUBLIC if before is None else _PRIVATE)
+    made_with = mode or (_PUBLIC if before is None else PRIVATE)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
     with os.fdopen(os.open(draft, flags, made_with), "wb") as file:
-        file.write(content)
+        shutil.copyfileobj(content, file)
         if os.geteuid() == 0:
             owner = before or path.parent.stat()
             os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
