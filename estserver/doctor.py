@@ -32,6 +32,7 @@ from estserver.settings import Listener
 from estserver.specimens import pkix_linter, specimen
 from estserver.status import RED
 from estserver.store import Store, health, leases, require_current
+from estserver.wording import counted, trouble
 
 _EXPIRY_WARNING = timedelta(days=90)
 _CLOCK_TOLERANCE = timedelta(minutes=2)
@@ -68,7 +69,7 @@ def examine(load: Callable[[], Settings], clock: Clock) -> Iterator[Finding]:
     except Error as error:
         yield Finding("configuration", Verdict.BAD, error.detail)
         return
-    yield Finding("configuration", Verdict.OK, f"{len(settings.profiles)} profiles")
+    yield Finding("configuration", Verdict.OK, counted(len(settings.profiles), "profile"))
     for name, check in _CHECKS.items():
         yield from _guarded(name, check(settings, clock))
 
@@ -77,8 +78,10 @@ def _guarded(name: str, findings: Iterator[Finding]) -> Iterator[Finding]:
     """Pass findings on; a check that cannot be made is itself a bad finding."""
     try:
         yield from findings
-    except (Error, OSError) as error:
-        yield Finding(name, Verdict.BAD, str(error))
+    except Error as error:
+        yield Finding(name, Verdict.BAD, error.detail)
+    except OSError as error:
+        yield Finding(name, Verdict.BAD, trouble(error))
 
 
 # -- files and listeners --------------------------------------------------------------------------
@@ -91,7 +94,11 @@ def _secret_files(settings: Settings, _clock: Clock) -> Iterator[Finding]:
     if open_to_others:
         yield Finding("secrets", Verdict.BAD, "; ".join(open_to_others))
     else:
-        yield Finding("secrets", Verdict.OK, f"{len(paths)} files, readable by their owner only")
+        yield Finding(
+            "secrets",
+            Verdict.OK,
+            f"{counted(len(paths), 'file')}, readable by no one but the owner",
+        )
     yield from _root_keys(settings)
 
 
@@ -150,8 +157,12 @@ def _given_certificate(
     try:
         certificate = x509.load_pem_x509_certificates(path.read_bytes())[0]
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (ValueError, x509.ExtensionNotFound) as error:
-        return Finding(check, Verdict.BAD, f"{path}: {error}")
+    except OSError as error:
+        return Finding(check, Verdict.BAD, trouble(error))
+    except ValueError:
+        return Finding(check, Verdict.BAD, f"{path}: not a PEM certificate")
+    except x509.ExtensionNotFound:
+        return Finding(check, Verdict.BAD, f"{path}: names no host: make one with a SAN")
     covered = [name.lower() for name in names.get_values_for_type(x509.DNSName)]
     covered += [str(address) for address in names.get_values_for_type(x509.IPAddress)]
     wanted = _host(host)
@@ -174,7 +185,7 @@ def _expiry(check: str, what: str, certificate: x509.Certificate, now: datetime)
     if left < timedelta(0):
         return Finding(check, Verdict.BAD, f"{what}: expired on {certificate.not_valid_after_utc}")
     verdict = Verdict.WARNING if left < _EXPIRY_WARNING else Verdict.OK
-    return Finding(check, verdict, f"{what}: {left.days} days left")
+    return Finding(check, verdict, f"{what}: {counted(left.days, 'day')} left")
 
 
 def _disk(settings: Settings, _clock: Clock) -> Iterator[Finding]:
@@ -262,8 +273,9 @@ def _authority(core: Core, name: str, now: datetime) -> Finding:
         return Finding(
             check,
             Verdict.WARNING,
-            f"{common_name(soonest)} has {left.days} days left and certificates are issued for "
-            f"{longest.days}: begin its successor (`estserver ca new-issuer` or `ca new-root`)",
+            f"{common_name(soonest)} has {counted(left.days, 'day')} left and certificates are "
+            f"issued for {longest.days}: begin its successor (`estserver ca new-issuer` or "
+            "`ca new-root`)",
         )
     return _expiry(check, "key fits, chain verifies", soonest, now)
 
@@ -295,7 +307,8 @@ def _proofs(core: Core, now: datetime) -> Iterator[Finding]:
     else:
         late = bool(every) and now - newest.at > 2 * every
         verdict = Verdict.BAD if newest.problems else Verdict.WARNING if late else Verdict.OK
-        said = f"{newest.problems} problems: see `estserver verify`" if newest.problems else "clean"
+        found = counted(newest.problems, "problem")
+        said = f"{found}: see `estserver verify`" if newest.problems else "clean"
         yield Finding("verification", verdict, f"{now - newest.at} ago, {said}")
     file = AnchorFile(core.settings.path(core.settings.audit.anchor))
     age = anchor.age(file.read(), now)
@@ -321,7 +334,7 @@ def _responders(core: Core, now: datetime) -> Iterator[Finding]:
             detail = f"expires on {certificate.not_valid_after_utc} and nobody renews it"
             yield Finding(check, Verdict.BAD, detail)
         else:
-            yield Finding(check, Verdict.OK, f"{left.days} days left")
+            yield Finding(check, Verdict.OK, f"{counted(left.days, 'day')} left")
 
 
 def _mail(core: Core) -> Iterator[Finding]:

@@ -46,6 +46,7 @@ from estserver.steps import Steps, look, read, walk
 from estserver.store import Store, Transaction, outbox, registrations
 from estserver.store.registrations import PINHash
 from estserver.throttling import SourceThrottle
+from estserver.wording import counted
 
 __all__ = [
     "DEAD_AT",
@@ -253,7 +254,8 @@ class Invitations:
             wait = failed_at + delay - tx.now
             if wait > timedelta(0):
                 raise TooManyAttempts(
-                    f"too many wrong PINs: try again in {wait.seconds} seconds", retry_after=wait
+                    f"too many wrong PINs: try again in {counted(wait.seconds, 'second')}",
+                    retry_after=wait,
                 )
         failures = registrations.count_pin_failure(tx, number, dead_at=DEAD_AT)
         if failures == GUESSED_AT:

@@ -33,6 +33,7 @@ from estserver.names import (
     same_name,
 )
 from estserver.settings import ProfileSettings
+from estserver.wording import counted
 
 BACKDATE = timedelta(minutes=5)
 """How far notBefore lies in the past, for relying parties whose clocks run slow."""
@@ -191,7 +192,8 @@ class Profile:
             if wildcard and not self.settings.wildcard:
                 raise BadInput(f"profile {self.name} does not certify wildcards: {name.value}")
         if len(names) > self.settings.max_names:
-            raise BadInput(f"profile {self.name} takes at most {self.settings.max_names} names")
+            most = counted(self.settings.max_names, "name")
+            raise BadInput(f"profile {self.name} takes at most {most}")
 
     def _subject_of(
         self, names: Sequence[x509.GeneralName], invitation: Invitation | None

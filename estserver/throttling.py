@@ -11,6 +11,7 @@ from estserver.errors import TooManyAttempts
 from estserver.model import Clock
 from estserver.steps import Steps, change, look
 from estserver.store import registrations
+from estserver.wording import counted
 
 WINDOW_SECONDS = 3600
 _IPV4_PREFIX = 24
@@ -31,7 +32,7 @@ class SourceThrottle:
         if count >= self._limit:
             left = WINDOW_SECONDS - int(self._clock.now().timestamp()) % WINDOW_SECONDS
             raise TooManyAttempts(
-                f"too many wrong PINs from your network: try again in {left} seconds",
+                f"too many wrong PINs from your network: try again in {counted(left, 'second')}",
                 retry_after=timedelta(seconds=left),
             )
 

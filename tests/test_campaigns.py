@@ -191,10 +191,10 @@ def test_the_command_starts_lists_shows_and_ends(live: Live) -> None:
     arguments = ("--profile", "device", "--renew-by", day, "--no-mail")
     assert "There are no campaigns" in run(live, "campaign", "list").output
     assert (
-        "1 certificates fit" in run(live, "campaign", "start", "x", *arguments, "--dry-run").stdout
+        "1 certificate fits" in run(live, "campaign", "start", "x", *arguments, "--dry-run").stdout
     )
     done = run(live, "campaign", "start", "x", *arguments)
-    assert "1 certificates are marked for campaign x" in done.stdout, done.output
+    assert "1 certificate is marked for campaign x" in done.stdout, done.output
     (row,) = json.loads(run(live, "campaign", "list", "--json").stdout)
     assert (row["certificates"], row["waiting"], row["ended"]) == (1, 1, None)
     assert run(live, "campaign", "end", "x").exit_code == 0

@@ -179,6 +179,25 @@ def test_for_people_invite_prints_commands_that_can_be_pasted(shell: Shell) -> N
     assert str(shell.directory / "ca/root.crt") in printed
 
 
+def test_invite_prints_one_command_for_a_door_and_the_others_when_asked(shell: Shell) -> None:
+    server = ("invite", "--profile", "server", "--dns", "www.example.org", "--door", "acme")
+    brief = shell.run(*server).stdout
+    assert brief.count("\n    ") == 1
+    assert "certbot certonly" in brief
+    assert "--clients" in brief
+    for client in ("lego", "acme.sh", "uacme", "Caddy", "cert-manager"):
+        assert f"\n  {client}" not in brief
+        assert f"\n  {client}" in shell.run(*server, "--clients").stdout
+
+
+def test_acme_is_not_explained_to_those_who_have_no_name_to_ask_for(shell: Shell) -> None:
+    device = ("invite", "--profile", "device", "--device-id", "printer-17")
+    printed = shell.run(*device).stdout
+    assert "Not over ACME" in printed
+    assert "HMAC key" not in printed
+    assert shell.json(*device)["acme"]["hmac_key"]
+
+
 @pytest.mark.row("EST-197")
 def test_the_printed_commands_enroll(live: Live, tmp_path: Path) -> None:
     shell = Shell(live.directory)
@@ -430,7 +449,9 @@ def test_revocation_takes_effect_once_and_with_its_reason(live: Live) -> None:
     assert holder is not None
     serial = f"{holder.certificate.serial_number:x}"
     shell.run("certificates", "revoke", serial, status=2)
-    shell.run("certificates", "revoke", serial, "--reason", "certificateHold", status=2)
+    assert "put on hold" in shell.refused(
+        "certificates", "revoke", serial, "--reason", "certificateHold"
+    )
     shell.run("certificates", "revoke", serial, "--reason", "keycompromise", "--comment", "lost")
     row = shell.json("certificates", "show", serial)
     assert (row["state"], row["reason"]) == ("revoked", RevocationReason.KEY_COMPROMISE.value)
@@ -441,6 +462,22 @@ def test_revocation_takes_effect_once_and_with_its_reason(live: Live) -> None:
     assert [r["serial"] for r in shell.json("certificates", "list", "--state", "revoked")] == [
         serial
     ]
+
+
+def test_whoever_is_not_there_to_be_asked_learns_how_to_go_on(live: Live) -> None:
+    shell = Shell(live.directory)
+    assert _enroll(live, _device(shell)) is not None
+    command = ("certificates", "revoke-selected", "--profile", "device", "--reason", "superseded")
+    unanswered = shell.run(*command, status=1).stderr
+    assert "Revoke 1 certificate for good (superseded)?" in unanswered
+    assert "say --yes" in unanswered
+    configuration = str(shell.directory / "estserver.toml")
+    refused = CliRunner().invoke(main, ["--config", configuration, *command], input="n\n")
+    assert refused.exit_code == 1
+    assert "Error: nothing was done" in refused.stderr
+    assert shell.json("certificates", "list", "--state", "revoked") == []
+    agreed = CliRunner().invoke(main, ["--config", configuration, *command], input="y\n")
+    assert "1 certificate is revoked" in agreed.stdout
 
 
 # -- enrollments -----------------------------------------------------------------------------------

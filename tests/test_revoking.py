@@ -176,7 +176,7 @@ def test_serials_come_from_a_file_in_any_form(
     path.write_text(f"# lost in the fire\n\n{colons}  # www\n")
     arguments = ("--serials", str(path), "--reason", "keyCompromise", "--yes")
     done = run(live, "certificates", "revoke-selected", *arguments)
-    assert "1 certificates are revoked" in done.stdout, done.output
+    assert "1 certificate is revoked" in done.stdout, done.output
     assert state(live, fleet["www"]) is CertificateState.REVOKED
     path.write_text("not a serial\n")
     spoilt = run(live, "certificates", "revoke-selected", *arguments)

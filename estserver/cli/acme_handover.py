@@ -11,6 +11,8 @@ from estserver.core import Core
 from estserver.external_binding import acme_binding
 from estserver.model import Door, Invitation
 
+_COMMON = "certbot"
+
 
 def acme_row(core: Core, invitation: Invitation) -> dict[str, str] | None:
     """Return directory, kid and key of an invitation, None where its ACME door is shut."""
@@ -21,26 +23,36 @@ def acme_row(core: Core, invitation: Invitation) -> dict[str, str] | None:
     return {"directory": f"{base}/directory", "kid": kid, "hmac_key": key.reveal()}
 
 
-def print_acme(core: Core, invitation: Invitation, root: Path) -> None:
-    """Print for a person how to use the ACME door, ready to be pasted; nothing where it is shut."""
+def print_acme(core: Core, invitation: Invitation, root: Path, *, every_client: bool) -> None:
+    """Print for a person how to use the ACME door, ready to be pasted; nothing where it is shut.
+
+    `every_client`: not with the most common one alone.
+    """
     row = acme_row(core, invitation)
     if row is None:
+        return
+    names = _names(invitation, x509.DNSName)
+    addresses = _names(invitation, x509.IPAddress)
+    if not names + addresses:
+        click.echo(
+            "\nNot over ACME: it asks for host names and addresses, and this registration has none "
+            "(--dns, --ip)."
+        )
         return
     click.echo("\nOver ACME")
     click.echo(f"  directory  {row['directory']}")
     click.echo(f"  kid        {row['kid']}")
     click.echo(f"  HMAC key   {row['hmac_key']}")
     click.echo(f"  root       {root}")
-    names = _names(invitation, x509.DNSName)
-    addresses = _names(invitation, x509.IPAddress)
-    if not names + addresses:
-        click.echo("  It has no host name or address, which is all that ACME can ask for.")
-        return
-    click.echo("\n  The names need no challenge. With the client you have:")
+    click.echo("\n  The names need no challenge.")
     for client, lines in _commands(row, names, addresses, root).items():
+        if not (every_client or client == _COMMON):
+            continue
         click.echo(f"\n  {client}{_remark(client, invitation, names, addresses)}")
         for line in lines:
             click.echo(f"    {line}")
+    if not every_client:
+        click.echo("\n  --clients prints this for lego, acme.sh, uacme, Caddy and cert-manager.")
 
 
 def _names(invitation: Invitation, kind: type[x509.DNSName | x509.IPAddress]) -> list[str]:

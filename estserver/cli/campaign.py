@@ -8,11 +8,12 @@ import click
 from estserver.campaigns import Campaigns
 from estserver.cli.listing import JSON
 from estserver.cli.operator import DATE, Operator
-from estserver.cli.output import Columns, hint, iso, print_fields, print_rows
+from estserver.cli.output import Columns, hint, iso, print_fields, print_rows, shown
 from estserver.cli.revocation import selecting, selection_of
 from estserver.core import Core
 from estserver.store.campaigns import Campaign, Progress
 from estserver.store.selection import count
+from estserver.wording import counted
 
 
 @click.group()
@@ -61,7 +62,9 @@ def start(
         selection = selection_of(core, **options)
         number = core.store.read(lambda tx: count(tx, selection))
         if dry_run or not number:
-            click.echo(f"{number} certificates fit. Nothing was marked.")
+            click.echo(
+                f"{counted(number, 'certificate fits', 'certificates fit')}. Nothing was marked."
+            )
             return
         marked = _campaigns(core).start(
             Campaign(name, core.clock.now(), renew_by, explanation, operator.by, None),
@@ -71,8 +74,8 @@ def start(
             progress=lambda marked: hint(f"{marked} of {number}"),
         )
     click.echo(
-        f"{marked} certificates are marked for campaign {name}: ACME and EST clients that ask for "
-        f"renewal information renew by {iso(renew_by)}."
+        f"{counted(marked, 'certificate is', 'certificates are')} marked for campaign {name}: "
+        f"ACME and EST clients that ask for renewal information renew by {shown(renew_by)}."
     )
 
 

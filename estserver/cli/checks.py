@@ -10,6 +10,7 @@ from estserver.cli.output import print_json
 from estserver.core import SystemClock
 from estserver.doctor import Verdict, examine
 from estserver.verification import Verification, record, verify
+from estserver.wording import counted
 
 
 @click.command("doctor")
@@ -49,9 +50,10 @@ def _print_verification(result: Verification, *, as_json: bool) -> None:
         for problem in result.problems:
             click.echo(problem)
         click.echo(
-            f"{result.certificates} certificates, {result.answers} CRLs and {result.events} audit "
-            f"rows with {result.anchors} anchors re-checked: "
-            + (f"{len(result.problems)} problems" if result.problems else "all fit")
+            f"{counted(result.certificates, 'certificate')}, {counted(result.answers, 'CRL')} and "
+            f"{counted(result.events, 'audit row')} with {counted(result.anchors, 'anchor')} "
+            "re-checked: "
+            + (counted(len(result.problems), "problem") if result.problems else "all fit")
         )
 
 

@@ -9,6 +9,7 @@ import click
 from estserver import config
 from estserver.ca import ceremony
 from estserver.ca.hierarchy import KEY_TYPES
+from estserver.cli.listing import CLIENTS
 from estserver.cli.operator import DATE, DURATION, Operator
 from estserver.cli.output import (
     handover_row,
@@ -162,6 +163,7 @@ def info(operator: Operator, *, as_json: bool) -> None:
 @click.option("--approval/--no-approval", default=None, help="Instead of the profile's rule.")
 @click.option("--hold", is_flag=True, help="Keep it shut until `invitations release`.")
 @click.option("--mail/--no-mail", default=True, help="Mail the retrieval URL to --email.")
+@CLIENTS
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_obj
 def invite(  # noqa: PLR0913 - one argument an option
@@ -182,6 +184,7 @@ def invite(  # noqa: PLR0913 - one argument an option
     approval: bool | None,
     hold: bool,
     mail: bool,
+    every_client: bool,
     as_json: bool,
 ) -> None:
     """Register somebody or something; print once what is shown only once."""
@@ -212,7 +215,7 @@ def invite(  # noqa: PLR0913 - one argument an option
         if as_json:
             print_json(handover_row(core, handover))
         else:
-            print_handover(core, handover)
+            print_handover(core, handover, every_client=every_client)
         mail_out(core, handover.invitation)
 
 

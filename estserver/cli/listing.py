@@ -22,6 +22,9 @@ LIMIT = click.option(
     help=f"The newest N; 0 for all [default: {_SHOWN} in a table, all in JSON].",
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+CLIENTS = click.option(
+    "--clients", "every_client", is_flag=True, help="Print commands for every ACME client."
+)
 
 
 def collect(

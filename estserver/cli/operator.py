@@ -25,6 +25,7 @@ from estserver.core import Core, SystemClock, open_core
 from estserver.errors import Error
 from estserver.model import Origin
 from estserver.settings import Log, parse_duration
+from estserver.wording import trouble
 
 log = structlog.get_logger("estserver.cli")
 
@@ -92,9 +93,9 @@ class Commands(click.Group):
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
         except OSError as error:
-            # A port in use, a folder that may not be written: the system says it best.
+            # A folder that may not be written, a disk that is full.
             log.debug("command.refused", error=type(error).__name__, exc_info=error)
-            raise click.ClickException(str(error)) from None
+            raise click.ClickException(trouble(error)) from None
         except Exception as error:
             reference = secrets.token_hex(4)
             log.debug("command.failed", request_id=reference, exc_info=error)
@@ -108,6 +109,25 @@ def log_to_stderr(*, debug: bool) -> None:
     """Keep log lines away from stdout, which belongs to the command's answer."""
     level: Literal["debug", "warning"] = "debug" if debug else "warning"
     logs.configure(Log(format="console", level=level), sys.stderr)
+
+
+def confirm(question: str) -> None:
+    """Ask the person; go on only after a yes. The command has an option --yes.
+
+    Raises click.ClickException: they said no, or there is nobody to ask.
+    """
+    try:
+        agreed = click.confirm(question, err=True)
+    except click.Abort:
+        if sys.stdin.isatty():
+            raise
+        # The question stands there without an end.
+        click.echo(err=True)
+        raise click.ClickException(
+            "nobody is there to answer, so nothing was done: say --yes to go on without asking"
+        ) from None
+    if not agreed:
+        raise click.ClickException("nothing was done")
 
 
 class DurationType(click.ParamType[timedelta]):

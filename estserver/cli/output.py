@@ -32,6 +32,7 @@ from estserver.model import (
     KeyType,
 )
 from estserver.names import display_name, format_general_name
+from estserver.wording import counted, trouble
 
 Row = Mapping[str, object]
 _PLAIN_WIDTH = 200
@@ -136,8 +137,10 @@ def print_instance(configuration: Path, settings: Settings, *, as_json: bool) ->
 def _root_fingerprint(path: Path) -> str:
     try:
         return fingerprint(x509.load_pem_x509_certificates(path.read_bytes())[-1])
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"{path}: cannot be read as a PEM certificate") from error
+    except OSError as error:
+        raise ConfigurationError(trouble(error)) from error
+    except ValueError as error:
+        raise ConfigurationError(f"{path}: not a PEM certificate") from error
 
 
 # -- things as JSON objects -----------------------------------------------------------------------
@@ -250,12 +253,15 @@ def _est_url(settings: Settings, invitation: Invitation) -> str:
     return f"{settings.listeners.devices.url}/.well-known/est/{invitation.profile}"
 
 
-def print_handover(core: Core, handover: Handover) -> None:
-    """Print for a person what is shown once, with commands that can be pasted."""
+def print_handover(core: Core, handover: Handover, *, every_client: bool) -> None:
+    """Print for a person what is shown once, with commands that can be pasted.
+
+    `every_client`: for each client there is, not only for one at each door.
+    """
     invitation = handover.invitation
     access = "" if handover.pin is None else handover.pin.reveal()
     click.echo(f"Invitation {invitation.number}: {invitation.profile} for {invitation.label}")
-    good_for = f"{invitation.units} certificate{'s' * (invitation.units > 1)}"
+    good_for = counted(invitation.units, "certificate")
     if invitation.renewal_pin:
         good_for = "renewing its newest certificate once"
     click.echo(f"  good until {shown(invitation.expires_at)}, for {good_for}")
@@ -278,7 +284,7 @@ def print_handover(core: Core, handover: Handover) -> None:
         click.echo("\n  Make a key and a CSR, enroll, unpack the certificate:\n")
         for command in _est_commands(core.settings, invitation, access):
             click.echo(f"    {command}")
-    print_acme(core, invitation, root_file(core.settings))
+    print_acme(core, invitation, root_file(core.settings), every_client=every_client)
 
 
 def _est_commands(settings: Settings, invitation: Invitation, access: str) -> list[str]:

@@ -8,6 +8,7 @@ from estserver.cli.listing import JSON
 from estserver.cli.operator import Operator
 from estserver.cli.output import hint, print_json
 from estserver.server import open_purge
+from estserver.wording import counted
 
 
 @click.command()
@@ -30,8 +31,9 @@ def purge(operator: Operator, *, invitation: str | None, as_json: bool) -> None:
         print_json(asdict(done))
         return
     click.echo(
-        f"Erased: {done.certificates} certificates, {done.registrations} registrations, "
-        f"{done.letters} letters, what {done.events} audit rows said."
+        f"Erased: {counted(done.certificates, 'certificate')}, "
+        f"{counted(done.registrations, 'registration')}, {counted(done.letters, 'letter')}, "
+        f"what {counted(done.events, 'audit row')} said."
     )
     hint("Backups and journals are as they were: they have their own time to be deleted.")
 

@@ -8,7 +8,7 @@ import click
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from estserver.cli.listing import JSON, LIMIT, collect, find_certificate
+from estserver.cli.listing import CLIENTS, JSON, LIMIT, collect, find_certificate
 from estserver.cli.operator import DURATION, SERIAL, Operator, Serial
 from estserver.cli.output import (
     Columns,
@@ -163,9 +163,17 @@ def cancel_invitation(operator: Operator, number: str) -> None:
 @invitations.command("new-pin")
 @click.argument("number")
 @click.option("--expires", type=DURATION, help="How long PIN and URL can be used [default: 30d].")
+@CLIENTS
 @JSON
 @click.pass_obj
-def new_pin(operator: Operator, number: str, *, expires: timedelta | None, as_json: bool) -> None:
+def new_pin(
+    operator: Operator,
+    number: str,
+    *,
+    expires: timedelta | None,
+    every_client: bool,
+    as_json: bool,
+) -> None:
     """Replace the PIN; where all is used up, the new one renews once."""
     with operator.core() as core:
         handover = core.invitations.new_pin(
@@ -174,7 +182,7 @@ def new_pin(operator: Operator, number: str, *, expires: timedelta | None, as_js
         if as_json:
             print_json(handover_row(core, handover))
         else:
-            print_handover(core, handover)
+            print_handover(core, handover, every_client=every_client)
 
 
 @invitations.command("resend")

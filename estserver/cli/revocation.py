@@ -15,13 +15,14 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
 
 from estserver.cli.listing import find_certificate
-from estserver.cli.operator import DATE, SERIAL, Operator, Serial
+from estserver.cli.operator import DATE, SERIAL, Operator, Serial, confirm
 from estserver.cli.output import hint
 from estserver.core import Core
 from estserver.errors import BadInput
 from estserver.model import CertificateRecord, KeyType, RevocationReason
 from estserver.revoking import Revocation, require_holds, revoke_selected
 from estserver.store.selection import Selection, count, is_used, select
+from estserver.wording import counted
 
 _PATIENCE_SECONDS = 10
 """Within this time every node says what is so."""
@@ -203,9 +204,7 @@ def revoke_many(
             return
         if not yes:
             for_good = "" if revocation.holds else " for good"
-            click.confirm(
-                f"Revoke {number} certificates{for_good} ({reason})?", abort=True, err=True
-            )
+            confirm(f"Revoke {counted(number, 'certificate')}{for_good} ({reason})?")
         sample = core.store.read(lambda tx: select(tx, selection=selection, after=None, limit=1))
         done = revoke_selected(
             core.store,
@@ -215,7 +214,8 @@ def revoke_many(
             progress=lambda done: hint(f"{done} of {number}"),
         )
         seen = _says(ocsp.OCSPCertStatus.REVOKED, core, sample[0]) if sample else None
-    click.echo(f"{done} certificates are revoked ({reason}).{_told(seen)}")
+    are = counted(done, "certificate is", "certificates are")
+    click.echo(f"{are} revoked ({reason}).{_told(seen)}")
 
 
 def _preview(core: Core, selection: Selection, number: int) -> None:
@@ -224,7 +224,8 @@ def _preview(core: Core, selection: Selection, number: int) -> None:
         click.echo(f"{record.serial_hex}  {record.profile}  {record.subject}")
     if number > len(first):
         click.echo(f"... and {number - len(first)} more")
-    click.echo(f"{number} certificates fit. Nothing was revoked.")
+    fit = counted(number, "certificate fits", "certificates fit")
+    click.echo(f"{fit}. Nothing was revoked.")
 
 
 def _told(seen: bool | None) -> str:  # noqa: FBT001 - the one thing it is about

@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from estserver.store.audit import digest
 from estserver.store.engine import Transaction, from_unix, to_unix
 from estserver.store.tables import audit_events
+from estserver.wording import counted
 
 PURGED = "purged"
 """The event of a row whose content was erased: its place and its hash stay."""
@@ -187,6 +188,7 @@ class _Check:
                 yield f"audit row {writer}:{seq}: was anchored and is not there as it was"
         if self.anchors and self.rows < self.anchors[-1].rows:
             missing = self.anchors[-1].rows - self.rows
-            yield f"{missing} audit rows are missing of those that were anchored"
+            gone = counted(missing, "audit row is", "audit rows are")
+            yield f"{gone} missing of those that were anchored"
         if self.last_erased > self.erasable:
             yield f"audit rows up to id {self.last_erased} are erased, which no purge has done"

@@ -49,7 +49,7 @@ def print_for(world: World, capsys: pytest.CaptureFixture[str]) -> PrintFor:
     """Return what tells the lines that `invite` prints for each client."""
 
     def print_for(handover: Handover) -> dict[str, list[str]]:
-        print_acme(world.live.core, handover.invitation, world.live.root)
+        print_acme(world.live.core, handover.invitation, world.live.root, every_client=True)
         sections: dict[str, list[str]] = {}
         for line in capsys.readouterr().out.splitlines():
             if line.startswith("    ") and sections:

@@ -14,9 +14,8 @@ def test_each_client_is_told_of(printed: dict[str, list[str]], handover: Handove
 
 def test_the_limits_of_clients_are_told(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     names = ("dns:one.example.org", "ip:192.0.2.1")
-    print_acme(
-        world.live.core, world.live.invite("server", names=names).invitation, world.live.root
-    )
+    invitation = world.live.invite("server", names=names).invitation
+    print_acme(world.live.core, invitation, world.live.root, every_client=True)
     said = capsys.readouterr().out
     assert "  certbot (5.3 or later: older ones know no addresses)\n" in said
     assert "  lego (a recent one: 4.9 knows no addresses)\n" in said
