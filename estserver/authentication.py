@@ -46,6 +46,7 @@ from estserver.model import (
 )
 from estserver.names import format_general_name
 from estserver.profiles import Profile, covers, outside
+from estserver.spending import on_hold
 from estserver.steps import Steps, look, read, walk
 from estserver.store import Store, campaigns, certificates, ordered
 
@@ -188,8 +189,11 @@ class Authenticator:
     def _renewal_by_pin(self, invitation: Invitation, newest: CertificateRecord) -> Entitlement:
         """Entitle to the one renewal that a PIN issued after the last unit stands for.
 
-        Raises RegistrationClosed, NotEntitled (the profile wants the certificate too).
+        Raises RegistrationClosed, NotEntitled (the profile wants the certificate too),
+        CertificateRefused (it is on hold).
         """
+        if newest.on_hold:
+            raise on_hold(newest.serial_hex)
         self._require_open(invitation)
         profile = self._profiles[invitation.profile]
         if profile.settings.renewal.auth is RenewalAuth.CERTIFICATE_AND_PIN:
@@ -209,7 +213,7 @@ class Authenticator:
 
         Identity is the SHA-256 of the DER, never a name (INC-4). Expired ones pass here: the
         profile's grace decides about them.
-        Raises CertificateRefused: unknown, revoked, not yet valid.
+        Raises CertificateRefused: unknown, revoked, on hold, not yet valid.
         """
         return walk(self.finding_holder(credential), self._store)
 
@@ -223,6 +227,8 @@ class Authenticator:
                 reason="unknown",
             )
         shown = {"serial": record.serial_hex, "subject": record.subject}
+        if record.on_hold:
+            raise on_hold(record.serial_hex)
         if record.state is not CertificateState.VALID:
             raise CertificateRefused(
                 f"the certificate with serial {record.serial_hex} is revoked: "
@@ -330,8 +336,8 @@ class Authenticator:
 
         Its account's registration passed `require_registration`. Whether open accounts have shown
         their names to be theirs is for the caller to know.
-        They raise NamesNotAllowed, AlreadyIssued (no unit is left), BadInput (the profile does not
-        certify such names).
+        They raise NamesNotAllowed, AlreadyIssued (no unit is left), CertificateRefused (one with
+        these names is on hold), BadInput (the profile does not certify such names).
         """
         invitation = account.registration
         profile = account.profile if invitation is None else invitation.profile
@@ -345,7 +351,10 @@ class Authenticator:
                     raise outside(format_general_name(name))
             shown = {format_general_name(name) for name in names}
             since = self._clock.now() - self._order_grace
-            renews = yield from read(ordered.newest_certificates, (invitation.number, shown, since))
+            before = yield from read(ordered.newest_certificates, (invitation.number, shown, since))
+            if before is not None and before.on_hold:
+                raise on_hold(before.serial_hex)
+            renews = None if before is None else before.enrollment
             if renews is None and invitation.units_used >= invitation.units:
                 raise AlreadyIssued(
                     "all certificates of this registration are issued: renew them with the same "

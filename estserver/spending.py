@@ -106,8 +106,7 @@ def _spend_renewal(tx: Transaction, authority: Renewal) -> None:
     if authority.spends_pin and not registrations.spend_renewal_pin(tx, number or ""):
         raise _why_no_renewal(tx, registrations.get(tx, number or ""))
     require_not_cancelled(tx, number)
-    if authority.shown:
-        _require_standing(tx, authority.renews)
+    _require_standing(tx, authority.renews, shown=authority.shown)
 
 
 def require_not_cancelled(tx: Transaction, number: str | None) -> None:
@@ -117,21 +116,36 @@ def require_not_cancelled(tx: Transaction, number: str | None) -> None:
         raise _closed()
 
 
-def _require_standing(tx: Transaction, identifier: str) -> None:
-    """Let nobody renew what was revoked since it was looked at (INC-1)."""
+def _require_standing(tx: Transaction, identifier: str, *, shown: bool = True) -> None:
+    """Let nobody renew what was revoked since it was looked at (INC-1).
+
+    Where it was not shown, a PIN was made to renew it even so; but never what is on hold.
+    """
     row = certificates.certificate(tx, identifier, hold=True)
-    if row is None or row.state is not CertificateState.VALID:
+    if row is None or row.on_hold or (shown and row.state is not CertificateState.VALID):
         raise revoked(row)
 
 
 def revoked(row: CertificateRecord | None) -> CertificateRefused:
-    """Say that the certificate for a key is revoked, and what to do."""
+    """Say that the certificate for a key is revoked or on hold, and what to do."""
+    if row is not None and row.on_hold:
+        return on_hold(row.serial_hex)
     serial = "" if row is None else row.serial_hex
     return CertificateRefused(
         f"the certificate for this key (serial {serial}) is revoked: "
         "ask the administrator for a new PIN and make a new key",
         reason="revoked",
         values={"serial": serial},
+    )
+
+
+def on_hold(serial_hex: str) -> CertificateRefused:
+    """Say that a certificate is on hold, and what to do: nothing is lost by waiting."""
+    return CertificateRefused(
+        f"the certificate with serial {serial_hex} is on hold: keep it and its key, and ask the "
+        "administrator to release it",
+        reason="on-hold",
+        values={"serial": serial_hex},
     )
 
 

@@ -1,5 +1,7 @@
 """Certificates on hold (RFC 5280 certificateHold): who may, what everybody is told, and the end."""
 
+import base64
+import shutil
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from functools import partial
@@ -10,22 +12,22 @@ from cryptography import x509
 from cryptography.x509 import ocsp
 
 from estserver import config, verification
-from estserver.errors import Conflict
-from estserver.model import (
-    CertificateRecord,
-    CertificateState,
-    Issued,
-    RevocationReason,
-)
+from estserver.authentication import ACMEAccount, CertificateCredential
+from estserver.errors import CertificateRefused, Conflict
+from estserver.history import History, Standing
+from estserver.journal import Entry
+from estserver.model import CertificateRecord, CertificateState, Issued, RevocationReason, Via
 from estserver.revoking import Revocation, revoke_selected
-from estserver.store import Transaction, crls, revocations
+from estserver.steps import walk
+from estserver.store import Transaction, crls, from_unix, revocations
 from estserver.store.selection import Selection, count
 from tests.command_line import Shell
 from tests.invariants import violations
-from tests.live import Live
-from tests.parts import ORIGIN, Parts
+from tests.live import Live, Workshop, make_csr, new_key
+from tests.parts import ORIGIN, Parts, csr_like, csr_of
 from tests.status_driver import House, build, question, run
 from tests.test_races import Overlap
+from tests.web.applicant import link, pem, signed_in
 
 ON = "[revocation]\nhold = true\n"
 HOLD = RevocationReason.CERTIFICATE_HOLD
@@ -363,3 +365,225 @@ def test_openssl_and_gnutls_read_holds_and_their_ends(house: House) -> None:
     assert "verify OK" in told
     assert "Remove From CRL" in told
     assert "Revoked certificates (1)" in run("certtool", "--crl-info", "--inder", "--infile", delta)
+
+
+# -- every door ------------------------------------------------------------------------------------
+
+
+def test_no_renewal_of_what_is_on_hold_and_none_is_lost_by_it(office: Parts) -> None:
+    handover = office.invite(units=2)
+    key = new_key()
+    issued = office.enroll(handover, key)
+    revoke(office, issued.enrollment, HOLD)
+    with pytest.raises(CertificateRefused, match="on hold: keep it and its key") as refusal:
+        office.renew(issued)
+    assert refusal.value.reason == "on-hold"
+    # The same question as before, whose answer was lost: neither an answer nor a new unit.
+    with pytest.raises(CertificateRefused, match="on hold"):
+        office.enroll(handover, key)
+    release(office, issued.enrollment)
+    assert office.enroll(handover, key).der == issued.der
+    office.renew(issued, new_key())
+
+
+def test_what_is_held_while_its_renewal_is_judged_is_not_renewed(office: Parts) -> None:
+    issued = office.enroll(office.invite())
+    entitlement = office.authenticator.renew(CertificateCredential(issued.der))
+    revoke(office, issued.enrollment, HOLD)
+    with pytest.raises(CertificateRefused, match="on hold"):
+        office.ask(entitlement, csr_like(issued.der))
+
+
+def test_a_renewal_pin_does_not_renew_what_is_on_hold(office: Parts) -> None:
+    handover = office.invite()
+    issued = office.enroll(handover)
+    fresh = office.invitations.new_pin(
+        handover.invitation.number, expires=None, by="officer", origin=ORIGIN
+    )
+    entitlement = office.entitle(fresh)
+    revoke(office, issued.enrollment, HOLD)
+    for attempt in (partial(office.entitle, fresh), partial(office.ask, entitlement, csr_of())):
+        with pytest.raises(CertificateRefused, match="on hold"):
+            attempt()
+    # For what is revoked for good an administrator may well mean it to be renewed.
+    revoke(office, issued.enrollment, FOR_GOOD)
+    office.enroll(fresh)
+
+
+def test_an_acme_order_gets_nothing_for_names_of_which_one_is_on_hold(office: Parts) -> None:
+    """Neither with a unit that is left, nor by renewing an older certificate with the names."""
+    invitation = office.invite("server", units=5).invitation
+    names = tuple(invitation.names)
+
+    def order(number: int) -> Issued:
+        account = ACMEAccount("account", invitation, invitation.profile)
+        steps = office.authenticator.ordering(account, f"order{number}", names)
+        answer = office.ask(walk(steps, office.store), csr_of(names=names), Via.ACME)
+        assert isinstance(answer, Issued)
+        return answer
+
+    order(0)
+    second = order(1)
+    assert office.ra.certificate(second.enrollment).renews is not None
+    revoke(office, second.enrollment, HOLD)
+    with pytest.raises(CertificateRefused, match="on hold"):
+        order(2)
+    release(office, second.enrollment)
+    order(3)
+
+
+def test_every_door_says_that_a_certificate_is_on_hold(held_allowed: Live) -> None:
+    live = held_allowed
+    holder = live.enroll(live.invite("device"))
+    record = live.core.ra.find(holder.certificate.serial_number)
+    assert isinstance(record, CertificateRecord)
+    live.core.ra.revoke(record.enrollment, reason=HOLD, comment=None, by="officer", origin=ORIGIN)
+    refused = live.request(
+        "POST",
+        "/.well-known/est/simplereenroll",
+        body=base64.b64encode(make_csr(new_key(), subject=holder.certificate.subject)),
+        headers={"Content-Type": "application/pkcs10"},
+        holder=holder,
+    )
+    assert refused.status == 403
+    assert b"is on hold" in refused.body
+    for language, words in (("en", "is on hold"), ("ja", "一時停止中")):
+        for path in ("/renew", "/test"):
+            page = live.request("GET", f"{path}?lang={language}", holder=holder)
+            assert words in page.body.decode()
+            assert "renewal PIN" not in page.body.decode()
+
+
+def test_the_wizard_shows_a_hold_and_after_it_the_certificate(held_allowed: Live) -> None:
+    live = held_allowed
+    handover = live.invite("person")
+    visitor, page = signed_in(live, handover)
+    visitor.submit(page, "issue-form", csr=pem(make_csr(new_key())))
+    ((enrollment, _),) = live.core.ra.of_invitation(handover.invitation.number)
+    live.core.ra.revoke(enrollment.id, reason=HOLD, comment=None, by="officer", origin=ORIGIN)
+    page = visitor.get(link(handover))
+    assert "This certificate is on hold" in page.title
+    assert "only the administrator can end this" in page.seen
+    assert 'name="issue"' not in page.text
+    assert "一時停止中" in visitor.get(f"{link(handover)}?lang=ja").seen
+    visitor.get(f"{link(handover)}?lang=en")
+    fresh = live.core.invitations.new_pin(
+        handover.invitation.number, expires=None, by="officer", origin=ORIGIN
+    )
+    visitor, page = signed_in(live, fresh)
+    assert "on hold" in page.seen
+    assert 'name="issue"' not in page.text
+    live.core.ra.release(enrollment.id, comment=None, by="officer", origin=ORIGIN)
+    assert "This PIN renews the certificate" in visitor.get(link(handover)).seen
+
+
+# -- after the worst day ---------------------------------------------------------------------------
+
+
+def told(kind: str, at: int, reason: str | None = None) -> Entry:
+    """Return a line of a journal about one certificate."""
+    about = {"issuer": "issuing", "serial": "4711", "enrollment": "one"}
+    if kind == "release":
+        return Entry(kind, {**about, "released_at": at})
+    return Entry(kind, {**about, "revoked_at": at, "reason": reason})
+
+
+HELD, RELEASED, ENDED = (
+    partial(told, "revocation", reason="certificateHold"),
+    partial(told, "release"),
+    partial(told, "revocation", reason="superseded"),
+)
+
+
+@pytest.mark.parametrize(
+    ("lines", "at", "reason"),
+    [
+        ([HELD(1)], 1, HOLD),
+        ([HELD(1), RELEASED(2)], 2, None),
+        ([HELD(1), RELEASED(2), HELD(3)], 3, HOLD),
+        # In one second, the lines of a file keep their order.
+        ([HELD(1), RELEASED(1)], 1, None),
+        ([HELD(1), RELEASED(1), HELD(1)], 1, HOLD),
+        # The file of another node may be read first.
+        ([RELEASED(2), HELD(1)], 2, None),
+        # For good is for good, and since it was held.
+        ([HELD(1), ENDED(1)], 1, RevocationReason.SUPERSEDED),
+        ([ENDED(3), RELEASED(4)], 3, RevocationReason.SUPERSEDED),
+        ([HELD(1), RELEASED(4), ENDED(3)], 3, RevocationReason.SUPERSEDED),
+    ],
+)
+def test_of_holds_and_releases_the_last_one_counts_and_for_good_counts_most(
+    lines: list[Entry], at: int, reason: RevocationReason | None
+) -> None:
+    history = History()
+    for line in lines:
+        history.take(line)
+    assert history.told == {("issuing", 0x4711): Standing(from_unix(at), reason)}
+
+
+def test_a_published_crl_restores_a_hold_unless_the_journal_knows_its_end(house: House) -> None:
+    certificate, enrollment = house.issue("host")
+    revoke(house, enrollment, HOLD)
+    published = x509.load_der_x509_crl(house.status.publish("issuing").der)
+    record = house.ra.certificate(enrollment)
+    assert record.revoked_at is not None
+    key = ("issuing", certificate.serial_number)
+    history = History()
+    history.take_crl("issuing", published)
+    assert history.told == {key: Standing(record.revoked_at, HOLD)}
+    release(house, enrollment)
+    house.status.publish("issuing")
+    delta = house.status.publish("issuing").delta
+    assert delta is not None
+    history = History()
+    history.take_crl("issuing", x509.load_der_x509_crl(b"".join(delta)))
+    assert history.told == {}
+
+
+def test_recovery_replays_holds_releases_and_revocations(template: Path, tmp_path: Path) -> None:
+    """A backup from before the end of anything, and a journal of all of it."""
+    directory, journal, backup = (tmp_path / name for name in ("instance", "journal", "backup"))
+    live = Workshop(template).make(directory, ON, start=False)
+    kept = live.settings.journal.model_copy(update={"path": journal})
+    live.settings = live.settings.model_copy(update={"journal": kept})
+    live.start()
+    handover = live.invite("device", units=5)
+    holders = [live.enroll(handover) for _ in range(5)]
+    serials = [holder.certificate.serial_number for holder in holders]
+    rows = [live.core.ra.find(serial).enrollment for serial in serials]
+    _never, held, released, ended, before = rows
+    ra = live.core.ra
+    ra.revoke(before, reason=HOLD, comment=None, by="officer", origin=ORIGIN)
+    shell = Shell(directory)
+    shell.run("backup", str(backup))
+    for enrollment in (held, released, ended):
+        ra.revoke(enrollment, reason=HOLD, comment=None, by="officer", origin=ORIGIN)
+    for enrollment in (released, before):
+        ra.release(enrollment, comment=None, by="officer", origin=ORIGIN)
+    ra.revoke(ended, reason=FOR_GOOD, comment=None, by="officer", origin=ORIGIN)
+    live.core.status.publish_due()
+    stood = [live.core.ra.certificate(enrollment) for enrollment in rows]
+    assert [one.reason for one in stood] == [None, HOLD, None, FOR_GOOD, None]
+    number = live.core.status.crl("issuing").number
+    published = tmp_path / "last.crl"
+    published.write_bytes(live.core.status.crl("issuing").der)
+    live.stop()
+    shutil.rmtree(directory)
+    shell.run("restore", str(backup))
+
+    recover = ("recover", "--journal", str(journal), "--crl", str(published))
+    shown = shell.json(*recover)
+    assert {one["serial"] for one in shown["revocations"]} == {f"{serials[n]:x}" for n in (1, 3)}
+    assert shown["releases"] == [f"{serials[4]:x}"]
+    assert shown["problems"] == []
+    assert "Nothing is missing." in said(shell, *recover)
+    live.start()
+    try:
+        assert [live.core.ra.certificate(enrollment) for enrollment in rows] == stood
+        crl = live.core.status.publish("issuing")
+        assert crl.number > number
+        assert set(reasons(crl.der)) == {serials[1], serials[3]}
+        assert violations(live.core, []) == []
+        assert verification.verify(live.core).problems == ()
+    finally:
+        live.stop()

@@ -7,7 +7,7 @@ from datetime import datetime
 
 import sqlalchemy as sa
 
-from estserver.model import CertificateState, Enrollment, EnrollmentState, Via
+from estserver.model import CertificateState, Enrollment, EnrollmentState, RevocationReason, Via
 from estserver.store.certificates import enrollment_of
 from estserver.store.engine import Transaction, to_unix
 from estserver.store.tables import certificate_bytes, certificates, enrollments
@@ -20,19 +20,29 @@ _UNDER = (
 _STATES = sa.select(
     enrollments.c.authority_key, enrollments.c.id, enrollments.c.state, enrollments.c.reason
 ).where(enrollments.c.authority_key.in_(sa.bindparam("keys", expanding=True)))
+_ON_HOLD = sa.func.coalesce(certificates.c.reason, "") == RevocationReason.CERTIFICATE_HOLD.value
 _NEWEST = (
-    sa.select(certificates.c.enrollment)
+    sa.select(certificates.c.enrollment, certificates.c.serial, _ON_HOLD.label("on_hold"))
     .where(
         certificates.c.invitation == sa.bindparam("number"),
         certificates.c.via == Via.ACME.value,
         # In a way that tempts no planner to walk along all that is valid.
-        certificates.c.state + "" == CertificateState.VALID.value,
+        sa.or_(certificates.c.state + "" == CertificateState.VALID.value, _ON_HOLD),
         certificates.c.not_after >= sa.bindparam("since"),
         sa.cast(certificates.c.names, sa.Text) == sa.bindparam("shown"),
     )
-    .order_by(certificates.c.enrollment.desc())
+    .order_by(_ON_HOLD.desc(), certificates.c.enrollment.desc())
     .limit(1)
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """The certificate that an order would renew, or that keeps it waiting, being on hold."""
+
+    enrollment: str
+    serial_hex: str
+    on_hold: bool
 
 
 def enrollments_under(
@@ -58,20 +68,23 @@ def enrollment_states(
 
 def newest_certificates(
     tx: Transaction, orders: Sequence[tuple[str, Collection[str], datetime]]
-) -> list[str | None]:
+) -> list[Before | None]:
     """Find what an order for an invitation would renew: exactly its names, as texts in any order.
 
     That is the newest certificate that came over ACME, is valid, and does not end before the time
-    given. Returns enrollments.
+    given; or one like it that is on hold, however many others are valid.
     """
-    return [
-        tx.connection.execute(
-            # A plan sorts its names, so equal names make equal texts.
-            _NEWEST,
-            {"number": number, "since": to_unix(since), "shown": json.dumps(sorted(names))},
-        ).scalar_one_or_none()
-        for number, names, since in orders
-    ]
+
+    def newest(number: str, names: Collection[str], since: datetime) -> Before | None:
+        # A plan sorts its names, so equal names make equal texts.
+        shown = json.dumps(sorted(names))
+        wanted = {"number": number, "since": to_unix(since), "shown": shown}
+        row = tx.connection.execute(_NEWEST, wanted).one_or_none()
+        if row is None:
+            return None
+        return Before(row.enrollment, f"{int(row.serial, 16):x}", bool(row.on_hold))
+
+    return [newest(*order) for order in orders]
 
 
 _STANDING = (
@@ -95,6 +108,7 @@ def standing_among(tx: Transaction, identifiers: Collection[str]) -> set[str]:
 class Issued:
     """A certificate to be handed out, DER, and the name of its issuer."""
 
+    enrollment: str
     issuer: str
     der: bytes
 
@@ -109,8 +123,9 @@ _ISSUED = (
 )
 
 
-def issued(tx: Transaction, identifiers: Sequence[str]) -> list[Issued | None]:
+def issued(tx: Transaction, identifiers: Collection[str]) -> dict[str, Issued]:
     """Find the certificates of enrollments."""
-    rows = tx.connection.execute(_ISSUED, {"identifiers": list(set(identifiers))})
-    found = {row.enrollment: Issued(row.issuer, bytes(row.der)) for row in rows}
-    return [found.get(identifier) for identifier in identifiers]
+    if not identifiers:
+        return {}
+    rows = tx.connection.execute(_ISSUED, {"identifiers": list(identifiers)})
+    return {row.enrollment: Issued(row.enrollment, row.issuer, bytes(row.der)) for row in rows}

@@ -8,10 +8,10 @@ from ssl import DER_cert_to_PEM_cert
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from estserver.errors import Conflict, NotFound
+from estserver.errors import Conflict, NotFound, Refused
 from estserver.model import CertificateRecord, CertificateState, RevocationReason
 from estserver.protocols import Services
-from estserver.protocols.acme.answers import Answer
+from estserver.protocols.acme.answers import Answer, OrderView
 from estserver.protocols.acme.authorizations import Authorizations
 from estserver.protocols.acme.gate import Signed
 from estserver.protocols.acme.keys import decode_base64url
@@ -22,7 +22,8 @@ from estserver.protocols.acme.states import OrderStatus
 from estserver.protocols.acme.urls import URLs
 from estserver.protocols.encoding import certs_only
 from estserver.steps import Steps, read
-from estserver.store import certificates, ordered
+from estserver.store import Transaction, certificates, ordered
+from estserver.store.ordered import Issued
 
 PEM = "application/pem-certificate-chain"
 _DER = "application/pkix-cert"
@@ -52,12 +53,9 @@ class IssuedCertificates:
         `number` counts them. Each answer links the others as alternates.
         """
         request.require_fetch()
-        view = yield from read(own_views, (request, order))
-        found = None
-        if view.status is OrderStatus.VALID and view.enrollment is not None:
-            found = yield from read(ordered.issued, view.enrollment)
-        if found is None or found.issuer not in self._services.chains:
-            raise NotFound("this order has no certificate")
+        found = yield from read(_own_certificates, (request, order))
+        if found.issuer not in self._services.chains:
+            raise _nothing_issued()
         ways = self._services.chains.ways(found.issuer)
         if number >= len(ways):
             raise NotFound("this certificate has no such chain")
@@ -82,11 +80,13 @@ class IssuedCertificates:
             content_type=media_type,
             links=tuple(links),
             carries_certificate=True,
-            enrollment=view.enrollment,
+            enrollment=found.enrollment,
         )
 
     def revoke(self, request: Signed) -> Answer:
         """Revoke a certificate for its account, for an account with its names, or by its key.
+
+        One that an officer has put on hold can be revoked for good; no client puts any on hold.
 
         Blocks: call it on the thread pool.
         """
@@ -98,7 +98,7 @@ class IssuedCertificates:
         if record is None:
             raise NotFound("this certificate was not issued here")
         by = self._revoker(request, record)
-        if record.state is CertificateState.REVOKED:
+        if record.state is CertificateState.REVOKED and not record.on_hold:
             raise _already_revoked()
         try:
             self._services.ra.revoke(
@@ -131,6 +131,31 @@ def identifiers_of(record: CertificateRecord) -> frozenset[Identifier] | None:
     if any(kind not in {"dns", "ip"} for kind, _, _ in pairs):
         return None
     return frozenset(Identifier(kind, value) for kind, _, value in pairs)
+
+
+def _own_certificates(
+    tx: Transaction, asked: Sequence[tuple[Signed, str]]
+) -> list[Issued | Refused]:
+    """Find what came of orders given by their ids, for the accounts that signed."""
+    views = own_views(tx, asked)
+    found = ordered.issued(
+        tx,
+        {
+            view.enrollment
+            for view in views
+            if isinstance(view, OrderView)
+            and view.status is OrderStatus.VALID
+            and view.enrollment is not None
+        },
+    )
+    return [
+        view if isinstance(view, Refused) else found.get(view.enrollment or "") or _nothing_issued()
+        for view in views
+    ]
+
+
+def _nothing_issued() -> NotFound:
+    return NotFound("this order has no certificate")
 
 
 @lru_cache(maxsize=64)

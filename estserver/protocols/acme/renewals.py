@@ -39,7 +39,7 @@ class Predecessors:
         """Suggest when to renew a certificate (§4.2)."""
         record = walk(self._finding(text), self._services.store)
         window = self._information.window_of(record)
-        early = record.state is CertificateState.REVOKED
+        early = record.state is CertificateState.REVOKED and not record.on_hold
         website = self._services.settings.acme.website if early else None
         return Answer(as_json(window, website), retry_after=ASK_AGAIN_SECONDS)
 
