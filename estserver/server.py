@@ -17,7 +17,7 @@ import structlog
 from aiohttp import web
 from cryptography import x509
 
-from estserver import failpoints, logs, systemd
+from estserver import allocator, failpoints, logs, systemd
 from estserver.anchor import AnchorFile
 from estserver.ca.keys import read_secret, readable_by_others
 from estserver.config import Settings
@@ -174,9 +174,10 @@ class Server:
             Duty("attempts", _TIDY_SECONDS, lambda: run(self._forget_attempts)),
             Duty("anchor", _PROOF_SECONDS, lambda: run(self._drop_anchor)),
             Duty("verification", _PROOF_SECONDS, lambda: run(verify_due, core, _ORIGIN)),
-            # Every worker reads the files of its machine.
+            # Every worker reads the files of its machine, and has memory of its own.
             Duty("responders", _TIDY_SECONDS, lambda: run(self._use_responders), alone=False),
             Duty("tls", _TIDY_SECONDS, self._renew_tls, alone=False),
+            Duty("memory", _TIDY_SECONDS, lambda: run(allocator.release_pages), alone=False),
             # Nothing to do but to be there: `doctor` tells which nodes live.
             Duty(node_name(core.settings.directory), _ALIVE_SECONDS, lambda: asyncio.sleep(0)),
         ]
@@ -321,6 +322,7 @@ async def serve(
 ) -> None:
     """Serve until SIGTERM or SIGINT; SIGHUP takes profiles and TLS certificates anew."""
     logs.configure(settings.log)
+    allocator.release_large_blocks()
     place = place or Place(process_name(os.getpid()))
     stopped = asyncio.Event()
     reloading: set[asyncio.Task[None]] = set()

@@ -30,7 +30,7 @@ ROOMS = (
     ("front",),
     ("http",),
     ("protocols", "web", "management"),
-    ("logs", "listeners", "systemd", "specimens"),
+    ("logs", "listeners", "systemd", "specimens", "allocator"),
     ("server", "doctor", "verification", "backup", "history", "recovery"),
     ("supervisor",),
     ("cli",),

@@ -447,6 +447,19 @@ def test_revoked_shows_on_every_node_within_ten_seconds_and_good_at_once(
         assert len(parsed(authority.publish("issuing").der)) == 1
 
 
+def test_answers_that_are_over_take_no_memory(make_house: Callable[..., House]) -> None:
+    house = make_house()
+    house.install_responder()
+    for _ in range(3):
+        house.status.answer(question(house.issue("host")[0], house.certificate()))
+    at_hand = house.status._answers._at_hand
+    assert len(at_hand) == 3
+    house.clock.offset += timedelta(seconds=4)
+    asked = question(house.issue("host")[0], house.certificate())
+    house.status.answer(asked)
+    assert list(at_hand) == [asked]
+
+
 def test_only_answers_that_hold_are_at_hand(make_house: Callable[..., House]) -> None:
     house = make_house()
     house.install_responder()

@@ -26,7 +26,8 @@ OCSP_LIFETIME = timedelta(minutes=5)
 """From thisUpdate to nextUpdate: how long an answer may be replayed after a revocation."""
 FRESH_SECONDS = 4
 """How long an answer is given again; with the 5 s of HTTP caches less than the 10 s promised."""
-_AT_HAND = 8192
+_AT_HAND = 4096
+"""At 2 KB each; about as many as one process can sign while the first of them is fresh."""
 _SMALL = 256
 """Longest request that is remembered, bytes: nobody fills the memory with odd ones."""
 _RED = 0.25
@@ -167,11 +168,15 @@ class OCSPAnswers:
         return answer
 
     def _remember(self, request_der: bytes, answer: _AtHand) -> None:
+        now = self._clock.now()
         with self._remembering:
-            if len(self._at_hand) >= _AT_HAND:
-                # The oldest first: a dictionary keeps the order in which its keys came.
-                del self._at_hand[next(iter(self._at_hand))]
             self._at_hand.pop(request_der, None)
+            # A dictionary keeps the order in which its keys came: those that are over come first.
+            while self._at_hand:
+                oldest, kept = next(iter(self._at_hand.items()))
+                if len(self._at_hand) < _AT_HAND and now < kept.until:
+                    break
+                del self._at_hand[oldest]
             self._at_hand[request_der] = answer
 
 

@@ -392,6 +392,9 @@ def _engine(url: str) -> sa.Engine:
         pool_size=16,
         max_overflow=32,
         pool_timeout=_BUSY_SECONDS,
+        # Each connection keeps pages and statements of its own, 2 MB and more: that which was used
+        # last is used next, so that only as many fill up as are needed at the same time.
+        pool_use_lifo=True,
     )
 
     @sa_event.listens_for(engine, "connect")
