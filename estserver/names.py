@@ -11,6 +11,7 @@ No error text repeats a character that a terminal or a log would act upon.
 import ipaddress
 import unicodedata
 from collections.abc import Hashable
+from functools import lru_cache
 from typing import Annotated, Literal
 
 from cryptography import x509
@@ -209,6 +210,7 @@ def check_general_name(name: x509.GeneralName, what: str = "subjectAltName") -> 
     return name
 
 
+@lru_cache(maxsize=4096)
 def parse_general_name(text: str) -> x509.GeneralName:
     """Read `dns:host.example`, `ip:192.0.2.1`, `email:a@b.example` or `uri:https://…`.
 

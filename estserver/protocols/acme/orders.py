@@ -82,14 +82,12 @@ def view_orders(tx: Transaction, orders: Sequence[Order], now: datetime) -> list
     return views
 
 
-def own_views(
-    tx: Transaction, asked: Sequence[tuple[Signed, str]]
-) -> list[OrderView | NotFound | Problem]:
+def own_views(tx: Transaction, asked: Sequence[tuple[Signed, str]]) -> list[OrderView | Refused]:
     """Derive the status of orders given by their ids, for the accounts that signed."""
     found = records.orders_by_id(tx, {identifier for _, identifier in asked})
     views = {view.order.id: view for view in view_orders(tx, list(found.values()), tx.now)}
 
-    def answer(request: Signed, identifier: str) -> OrderView | NotFound | Problem:
+    def answer(request: Signed, identifier: str) -> OrderView | Refused:
         if identifier not in views:
             return NotFound("there is no such order")
         view = views[identifier]
