@@ -53,7 +53,7 @@ class Gallery:
 
     def _open_to_all(self) -> Iterator[Sight]:
         page = self._somebody()
-        for path in ("", "trust", "help", "e/unknown"):
+        for path in ("", "trust", "help", "nothing", "e/unknown"):
             page.goto(f"{self.live.url('web')}/{path}")
             yield f"web-{path.replace('/', '-') or 'landing'}", page
         for path in ("", "test", "renew"):
@@ -82,8 +82,9 @@ class Gallery:
         yield "step2-bad-password", page
         page.reload()
         page.locator("#advanced summary").click()
-        page.check("#method-csr")
-        yield "step2-csr", page
+        for method in ("csr", "server"):
+            page.check(f"#method-{method}")
+            yield f"step2-{method}", page
         page.goto(f"{link(self.live, invited)}/pin")
         yield "step1-confirmed", page
 
@@ -93,6 +94,9 @@ class Gallery:
         take(page, self.folder)
         yield "step3", page
         take(elsewhere, self.folder)
+        for summary in elsewhere.locator("summary").all():
+            summary.click()
+        yield "step3-unfolded", elsewhere
         page.goto(f"{link(self.live, invited)}/another")
         yield "another-refused", page
         third = self._somebody()

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, pkcs12
 from playwright.sync_api import Browser, BrowserContext, Download, Page, Route, sync_playwright
 
-from estserver.invitations import Handover
 from estserver.model import Language
+from tests.browsers.gallery import confirm, link
 from tests.live import ORIGIN, Live
+from tests.web.applicant import issued
 
 MakeLive = Callable[[str], Live]
 Open = Callable[..., Page]
@@ -61,19 +61,6 @@ def open_page(chromium: Browser) -> Iterator[Open]:
     assert not problems
 
 
-def url(live: Live, handover: Handover) -> str:
-    assert handover.token is not None
-    return f"{live.url('web')}/e/{handover.token.reveal()}"
-
-
-def enter(page: Page, live: Live, handover: Handover) -> None:
-    assert handover.pin is not None
-    page.goto(url(live, handover))
-    page.fill("input[name=pin]", handover.pin.reveal())
-    with page.expect_navigation():
-        page.click("button[name=next]")
-
-
 def issue(page: Page) -> Download:
     with page.expect_download() as download:
         page.click("button[name=issue]")
@@ -82,15 +69,6 @@ def issue(page: Page) -> Download:
 
 def opened(download: Download, password: str) -> pkcs12.PKCS12KeyAndCertificates:
     return pkcs12.load_pkcs12(Path(download.path()).read_bytes(), password.encode())
-
-
-def certificates(live: Live, handover: Handover) -> list[x509.Certificate]:
-    found = []
-    for enrollment, _ in live.core.ra.of_invitation(handover.invitation.number):
-        held = live.core.ra.certificate_of(enrollment.id)
-        if held is not None:
-            found.append(x509.load_der_x509_certificate(held[1]))
-    return found
 
 
 def public(key: Any) -> bytes:
@@ -114,12 +92,12 @@ def test_pin_issue_and_the_file_comes_by_itself(
 ) -> None:
     handover = shared.invite("person", language=language)
     page = open_page()
-    enter(page, shared, handover)
+    confirm(page, shared, handover)
     assert page.locator(STEP).inner_text().startswith(("[STEP2]", "【STEP2】"))
     assert page.get_attribute("html", "lang") == language.value
     password = page.input_value("[name=p12-password]")
     download = issue(page)
-    (certificate,) = certificates(shared, handover)
+    (certificate,) = issued(shared, handover)
     month = f"{certificate.not_valid_before_utc:%Y-%m}"
     assert download.suggested_filename == f"山田 太郎_{month}.p12"
     assert_whole(opened(download, password), certificate)
@@ -138,7 +116,7 @@ def test_a_tab_closed_after_issue_and_opened_again_gives_the_file(
 ) -> None:
     handover = shared.invite("person")
     page = open_page()
-    enter(page, shared, handover)
+    confirm(page, shared, handover)
 
     # The request is sent, the answer never comes: the tab is closed.
     def answer_nobody(route: Route) -> None:
@@ -148,11 +126,11 @@ def test_a_tab_closed_after_issue_and_opened_again_gives_the_file(
     page.route("**/issue", answer_nobody)
     page.click("button[name=issue]", no_wait_after=True)
     page.wait_for_event("close")
-    (certificate,) = certificates(shared, handover)
+    (certificate,) = issued(shared, handover)
     later = page.context.new_page()
     page.context.clear_cookies()
     assert handover.pin is not None
-    later.goto(url(shared, handover))
+    later.goto(link(shared, handover))
     later.fill("input[name=pin]", handover.pin.reveal())
     with later.expect_download() as download:
         later.click("button[name=next]")
@@ -165,9 +143,9 @@ def test_two_clicks_a_reload_and_two_tabs_make_one_certificate(
 ) -> None:
     handover = shared.invite("person")
     first = open_page()
-    enter(first, shared, handover)
+    confirm(first, shared, handover)
     second = first.context.new_page()
-    second.goto(url(shared, handover))
+    second.goto(link(shared, handover))
     first.dblclick("button[name=issue]")
     second.click("button[name=issue]")
     for page in (first, second):
@@ -177,7 +155,7 @@ def test_two_clicks_a_reload_and_two_tabs_make_one_certificate(
     first.wait_for_selector("#download")
     assert "STEP3" in first.locator(STEP).inner_text()
     first.go_back()
-    assert len(certificates(shared, handover)) == 1
+    assert len(issued(shared, handover)) == 1
 
 
 @pytest.mark.row("SEED-14", "SEED-23")
@@ -186,7 +164,7 @@ def test_a_broken_connection_is_told_and_the_same_button_goes_on(
 ) -> None:
     handover = shared.invite("person")
     page = open_page()
-    enter(page, shared, handover)
+    confirm(page, shared, handover)
     page.route("**/issue", lambda route: route.abort("connectionreset"))
     page.click("button[name=issue]")
     page.wait_for_selector("#error")
@@ -195,7 +173,7 @@ def test_a_broken_connection_is_told_and_the_same_button_goes_on(
     assert page.evaluate("document.activeElement.id") == "error"
     page.unroute("**/issue")
     password = page.input_value("[name=p12-password]")
-    assert_whole(opened(issue(page), password), certificates(shared, handover)[0])
+    assert_whole(opened(issue(page), password), issued(shared, handover)[0])
 
 
 @pytest.mark.row("SEED-23")
@@ -204,7 +182,7 @@ def test_a_refusal_of_the_server_is_shown_in_its_words_with_the_reference(
 ) -> None:
     handover = shared.invite("person")
     page = open_page()
-    enter(page, shared, handover)
+    confirm(page, shared, handover)
     shared.core.invitations.cancel(handover.invitation.number, by="test", origin=ORIGIN)
     page.click("button[name=issue]")
     page.wait_for_selector("#error")
@@ -219,7 +197,7 @@ def test_approval_while_the_page_waits_ends_in_the_file(
     live = make_live(APPROVAL)
     handover = live.invite("person")
     page = open_page()
-    enter(page, live, handover)
+    confirm(page, live, handover)
     page.click("button[name=issue]")
     page.wait_for_selector("h1:has-text('Waiting for approval')")
     ((enrollment, _),) = live.core.ra.of_invitation(handover.invitation.number)
@@ -227,7 +205,7 @@ def test_approval_while_the_page_waits_ends_in_the_file(
     with page.expect_download() as download:
         page.wait_for_selector("#download")
     password = page.input_value("[name=p12-password]")
-    assert_whole(opened(download.value, password), certificates(live, handover)[0])
+    assert_whole(opened(download.value, password), issued(live, handover)[0])
 
 
 @pytest.mark.parametrize("file_format", ["modern", "compatible"])
@@ -236,7 +214,7 @@ def test_own_password_and_format_are_kept_to(
 ) -> None:
     handover = shared.invite("person")
     page = open_page()
-    enter(page, shared, handover)
+    confirm(page, shared, handover)
     page.fill("[name=p12-password]", "short")
     page.click("button[name=issue]")
     assert "at least 12" in page.inner_text("#p12-password-problem")
@@ -253,7 +231,7 @@ def test_own_password_and_format_are_kept_to(
         page.click("#new-password")
         password = page.input_value("[name=p12-password]")
     download = issue(page)
-    assert_whole(opened(download, password), certificates(shared, handover)[0])
+    assert_whole(opened(download, password), issued(shared, handover)[0])
     assert (b"\x2a\x86\x48\x86\xf7\x0d\x01\x0c\x01\x03" in Path(download.path()).read_bytes()) == (
         file_format == "compatible"
     )
@@ -262,7 +240,7 @@ def test_own_password_and_format_are_kept_to(
 def test_the_key_type_that_was_chosen_is_made(shared: Live, open_page: Open) -> None:
     handover = shared.invite("person")
     page = open_page()
-    enter(page, shared, handover)
+    confirm(page, shared, handover)
     page.click("#advanced summary")
     page.select_option("#key-type", "ec-p256")
     assert "P-256" in page.inner_text("#key-shown")
@@ -278,19 +256,19 @@ def test_another_browser_is_told_where_the_key_is_and_may_replace(
 ) -> None:
     handover = shared.invite("person")
     page = open_page()
-    enter(page, shared, handover)
+    confirm(page, shared, handover)
     issue(page)
     other = open_page()
-    enter(other, shared, handover)
+    confirm(other, shared, handover)
     other.wait_for_selector("#key-elsewhere")
     assert "not in this browser" in other.inner_text("#key-elsewhere")
     other.click("#key-elsewhere a:has-text('Replace')")
     other.wait_for_selector("button[name=issue]")
     password = other.input_value("[name=p12-password]")
     newest = opened(issue(other), password)
-    assert_whole(newest, certificates(shared, handover)[0])
+    assert_whole(newest, issued(shared, handover)[0])
     # The first browser sees the same truth: its certificate is gone.
-    page.goto(url(shared, handover))
+    page.goto(link(shared, handover))
     page.wait_for_selector("#key-elsewhere")
     assert "new registration" in page.inner_text("#key-elsewhere")
 
@@ -300,15 +278,15 @@ def test_two_browsers_with_two_certificates_find_each_its_own(
 ) -> None:
     handover = shared.invite("person", units=2)
     first, second = open_page(), open_page()
-    enter(first, shared, handover)
+    confirm(first, shared, handover)
     issue(first)
     serial = first.locator("#serial").text_content()
-    enter(second, shared, handover)
+    confirm(second, shared, handover)
     second.click("#key-elsewhere a:has-text('further')")
     second.wait_for_selector("button[name=issue]")
     issue(second)
     assert second.locator("#serial").text_content() != serial
-    first.goto(url(shared, handover))
+    first.goto(link(shared, handover))
     first.wait_for_selector("#download")
     assert first.locator("#serial").text_content() == serial
 
@@ -317,7 +295,7 @@ def test_two_browsers_with_two_certificates_find_each_its_own(
 def test_imported_wipes_the_key_from_the_browser(shared: Live, open_page: Open) -> None:
     handover = shared.invite("person")
     page = open_page()
-    enter(page, shared, handover)
+    confirm(page, shared, handover)
     issue(page)
     count = """new Promise((done) => { indexedDB.open('estserver').onsuccess = (opened) => {
         const all = opened.target.result.transaction('enrollments').objectStore('enrollments');
@@ -335,7 +313,7 @@ def test_blocked_storage_is_told_before_anything_is_issued(shared: Live, open_pa
     handover = shared.invite("person")
     page = open_page()
     page.add_init_script("Object.defineProperty(window, 'indexedDB', { value: undefined })")
-    enter(page, shared, handover)
+    confirm(page, shared, handover)
     page.wait_for_selector("#error")
     assert page.get_attribute("#error", "data-code") == "storage-blocked"
     page.click("button[name=issue]")
@@ -348,7 +326,7 @@ def test_a_browser_without_webcrypto_is_told(shared: Live, open_page: Open) -> N
     handover = shared.invite("person")
     page = open_page()
     page.add_init_script("Object.defineProperty(crypto, 'subtle', { value: undefined })")
-    enter(page, shared, handover)
+    confirm(page, shared, handover)
     page.wait_for_selector("#error")
     assert page.get_attribute("#error", "data-code") == "insecure-context"
 
@@ -360,7 +338,7 @@ def test_without_scripts_a_csr_goes_and_the_caution_stands(
     live = make_live(EVERYTHING)
     handover = live.invite("person")
     page = open_page(java_script_enabled=False)
-    enter(page, live, handover)
+    confirm(page, live, handover)
     assert page.locator("noscript p").is_visible()
     assert page.locator("text=might be unavailable").is_visible()
     assert not page.locator("[name=p12-password]").is_visible()
@@ -368,14 +346,14 @@ def test_without_scripts_a_csr_goes_and_the_caution_stands(
     page.check("#method-server")
     password = page.inner_text("#server-password")
     file = opened(issue(page), password)
-    assert_whole(file, certificates(live, handover)[0])
+    assert_whole(file, issued(live, handover)[0])
     page.click("text=on to [STEP3]")
     assert page.locator("a.download").is_visible()
 
 
 def test_with_scripts_the_caution_of_old_stands_nowhere(shared: Live, open_page: Open) -> None:
     page = open_page()
-    enter(page, shared, shared.invite("person"))
+    confirm(page, shared, shared.invite("person"))
     assert not page.locator("text=might be unavailable").is_visible()
     assert page.locator(".quiet-note:has-text('nothing is lost')").is_visible()
 
@@ -384,7 +362,7 @@ def test_a_typing_mistake_is_found_before_anything_is_sent(shared: Live, open_pa
     handover = shared.invite("person")
     assert handover.pin is not None
     page = open_page()
-    page.goto(url(shared, handover))
+    page.goto(link(shared, handover))
     requests: list[str] = []
     page.on("request", lambda request: requests.append(request.method))
     symbols = handover.pin.reveal()
@@ -403,7 +381,7 @@ def test_the_idle_session_is_announced_and_extended(live: Live, open_page: Open)
     handover = live.invite("person")
     page = open_page()
     page.clock.install()
-    enter(page, live, handover)
+    confirm(page, live, handover)
     assert page.locator("#idle").is_hidden()
     page.clock.fast_forward(26 * 60 * 1000)
     live.clock.advance(timedelta(minutes=26))
@@ -419,7 +397,7 @@ def test_the_idle_session_is_announced_and_extended(live: Live, open_page: Open)
 def test_hostile_names_run_nothing(shared: Live, open_page: Open) -> None:
     handover = shared.invite("person", name=EVIL)
     page = open_page()
-    enter(page, shared, handover)
+    confirm(page, shared, handover)
     download = issue(page)
     assert "/" not in download.suggested_filename
     page.wait_for_selector("#download")
@@ -433,7 +411,7 @@ def test_the_certificate_in_use_renews_and_the_new_file_comes(
 ) -> None:
     handover = shared.invite("person")
     page = open_page()
-    enter(page, shared, handover)
+    confirm(page, shared, handover)
     password = page.input_value("[name=p12-password]")
     held = tmp_path / "held.p12"
     issue(page).save_as(held)
@@ -441,16 +419,12 @@ def test_the_certificate_in_use_renews_and_the_new_file_comes(
     page = open_page(client_certificates=[shows], viewport={"width": 320, "height": 640})
     page.goto(f"{shared.url('devices')}/renew")
     assert page.locator("#serial").is_visible()
-    assert_accessible(page)
-    assert_reflows(page)
     password = page.input_value("[name=p12-password]")
     download = issue(page)
-    newest, first = certificates(shared, handover)
+    newest, first = issued(shared, handover)
     assert_whole(opened(download, password), newest)
     assert newest.public_key() != first.public_key()
     assert "STEP3" in page.locator(STEP).inner_text()
-    assert_accessible(page)
-    assert_reflows(page)
     page.reload()
     with page.expect_download() as again:
         page.click("#download")
@@ -458,98 +432,17 @@ def test_the_certificate_in_use_renews_and_the_new_file_comes(
     page.click("button[name=taken]")
     page.wait_for_selector("text=You confirmed")
     page.goto(f"{shared.url('devices')}/test")
-    assert_accessible(page)
     assert "It works." in page.inner_text("main")
 
 
 # -- for everybody ---------------------------------------------------------------------------------
-
-PATHS = ("/", "/trust", "/help", "/nothing")
-DEVICE_PATHS = ("/", "/renew", "/test")
-
-
-def assert_accessible(page: Page) -> None:
-    results = Axe().run(
-        page,
-        options={
-            "runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"],
-            "resultTypes": ["violations"],
-        },
-    )
-    found = [
-        (violation["id"], [node["html"] for node in violation["nodes"]])
-        for violation in results.response["violations"]
-    ]
-    assert not found, f"{page.url}: {found}"
-
-
-def assert_reflows(page: Page) -> None:
-    """WCAG 1.4.10: nothing is cut off and nothing scrolls sideways at 320 CSS pixels."""
-    wide = page.evaluate(
-        """[...document.querySelectorAll('body *')]
-        .filter((element) => element.getBoundingClientRect().right > innerWidth + 1)
-        .filter((element) => getComputedStyle(element).position !== 'absolute')
-        .map((element) => element.outerHTML.slice(0, 120))"""
-    )
-    assert not wide, page.url
-    assert page.evaluate("document.documentElement.scrollWidth") <= 320
-
-
-def assert_targets(page: Page) -> None:
-    """WCAG 2.5.8: targets of at least 24 by 24 CSS pixels, links inside sentences apart."""
-    small = page.evaluate(
-        """[...document.querySelectorAll('button, input, select, summary, nav a')]
-        .filter((element) => element.checkVisibility())
-        .map((element) => [element.getBoundingClientRect(), element.outerHTML.slice(0, 120)])
-        .filter(([box]) => box.width < 24 || box.height < 24)
-        .map(([, html]) => html)"""
-    )
-    assert not small, page.url
-
-
-# Words and colours are independent of each other: each once is enough.
-@pytest.mark.parametrize(("language", "scheme"), [(Language.JA, "light"), (Language.EN, "dark")])
-def test_every_page_passes_axe_reflows_and_has_targets_to_hit(
-    make_live: MakeLive, open_page: Open, language: Language, scheme: str
-) -> None:
-    live = make_live(EVERYTHING)
-    handover = live.invite("person", language=language)
-    page = open_page(viewport={"width": 320, "height": 640}, color_scheme=scheme)
-
-    def check() -> None:
-        assert_accessible(page)
-        assert_reflows(page)
-        assert_targets(page)
-
-    for base, paths in ((live.url("web"), PATHS), (live.url("devices"), DEVICE_PATHS)):
-        for path in paths:
-            page.goto(f"{base}{path}?lang={language}")
-            check()
-    page.goto(url(live, handover))
-    check()
-    page.fill("input[name=pin]", "12")
-    page.click("button[name=next]")
-    page.wait_for_selector("#error")
-    check()
-    enter(page, live, handover)
-    page.click("#advanced summary")
-    for method in ("csr", "server", "browser"):
-        page.check(f"#method-{method}")
-        check()
-    issue(page)
-    page.wait_for_selector("#download")
-    for summary in page.locator("summary").all():
-        summary.click()
-    check()
-    page.goto(f"{url(live, handover)}/replace")
-    check()
 
 
 def test_the_keyboard_alone_issues_a_certificate(shared: Live, open_page: Open) -> None:
     handover = shared.invite("person")
     assert handover.pin is not None
     page = open_page()
-    page.goto(url(shared, handover))
+    page.goto(link(shared, handover))
     page.keyboard.press("Tab")
     for _ in range(12):
         if page.evaluate("document.activeElement.name") == "pin":
