@@ -11,8 +11,10 @@ from datetime import datetime
 
 from cryptography import x509
 
+from estserver.ca.chains import Chains
+from estserver.errors import BadInput
 from estserver.journal import Entry
-from estserver.model import RevocationReason
+from estserver.model import PublicKey, RevocationReason
 from estserver.store import from_unix
 
 _SERIALS = 1 << 160
@@ -101,3 +103,17 @@ def _standing(entry: x509.RevokedCertificate) -> Standing | None:
         return None
     known = reason.value in set(RevocationReason)
     return Standing(at, RevocationReason(reason.value) if known else RevocationReason.UNSPECIFIED)
+
+
+def read_crl(octets: bytes, chains: Chains) -> tuple[str, x509.CertificateRevocationList]:
+    """Read a CRL, DER or PEM, and tell which of our issuers signed it. Raises BadInput."""
+    pem = octets.lstrip().startswith(b"-----BEGIN")
+    try:
+        crl = (x509.load_pem_x509_crl if pem else x509.load_der_x509_crl)(octets)
+    except ValueError as error:
+        raise BadInput("the file is not a CRL, DER or PEM") from error
+    for name, chain in chains.items():
+        key, named = chain[0].public_key(), crl.issuer == chain[0].subject
+        if named and isinstance(key, PublicKey) and crl.is_signature_valid(key):
+            return name, crl
+    raise BadInput("the CRL is not signed by an issuer of this instance")

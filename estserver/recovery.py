@@ -22,12 +22,12 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from estserver.ca.issuer import unsigned
 from estserver.core import Core
-from estserver.errors import BadInput
-from estserver.history import History, Standing
+from estserver.history import History, Standing, read_crl
 from estserver.journal import Entry, Line, Reading
-from estserver.model import Event, Origin, PublicKey, RevocationReason, Via
+from estserver.model import Event, Origin, RevocationReason, Via
 from estserver.sortable_ids import new_id
 from estserver.store import Transaction, crls, health, refilling, revocations
+from estserver.store.purging import PURGED
 from estserver.store.refilling import Lost
 
 _BATCH = 200
@@ -124,6 +124,7 @@ class _Comparison:
         self._compare_certificates()
         self._compare_revocations()
         self._compare_numbers()
+        self._note_erased()
         return self._found
 
     def _take(self, batch: list[Line]) -> None:
@@ -170,17 +171,7 @@ class _Comparison:
         self._numbers[issuer] = max(number, self._numbers.get(issuer, 0))
 
     def _take_crl(self, octets: bytes) -> None:
-        crl = read_crl(octets)
-        issuer = next(
-            (
-                name
-                for name, chain in self._core.chains.items()
-                if crl.issuer == chain[0].subject and _signed_by(crl, chain[0])
-            ),
-            None,
-        )
-        if issuer is None:
-            raise BadInput("the CRL is not signed by an issuer of this instance")
+        issuer, crl = read_crl(octets, self._core.chains)
         number = crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
         self._take_number(issuer, number)
         self._history.take_crl(issuer, crl)
@@ -200,6 +191,18 @@ class _Comparison:
                     self._found.cancelled.append(number)
                 if fields["pin_generation"] > generation:
                     self._found.dead_pins[number] = fields["pin_generation"]
+
+    def _note_erased(self) -> None:
+        """Tell of what was erased and is back, out of the backup or out of the journal."""
+        erased = [n for n, fields in self._registrations.items() if fields["name"] == PURGED]
+        returning = (*self._found.certificates, *self._found.intents)
+        back = {lost.facts["invitation"] for lost in returning}.intersection(erased)
+        for numbers in _batches(erased):
+            back |= self._core.store.read(partial(refilling.unerased, numbers=numbers))
+        self._found.notes += [
+            f"invitation {number}: had been erased: estserver purge --invitation {number}"
+            for number in sorted(back)
+        ]
 
     def _compare_certificates(self) -> None:
         for identifier in sorted(self._facts.keys() | self._signed.keys()):
@@ -318,21 +321,6 @@ class _Comparison:
 def _batches(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
     for first in range(0, len(items), _BATCH):
         yield items[first : first + _BATCH]
-
-
-def read_crl(octets: bytes) -> x509.CertificateRevocationList:
-    """Read a CRL, DER or PEM. Raises BadInput."""
-    try:
-        if octets.lstrip().startswith(b"-----BEGIN"):
-            return x509.load_pem_x509_crl(octets)
-        return x509.load_der_x509_crl(octets)
-    except ValueError as error:
-        raise BadInput("the file is not a CRL, DER or PEM") from error
-
-
-def _signed_by(crl: x509.CertificateRevocationList, issuer: x509.Certificate) -> bool:
-    key = issuer.public_key()
-    return isinstance(key, PublicKey) and crl.is_signature_valid(key)
 
 
 # -- applying -------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Who asks to be forgotten: all that names somebody goes, by whatever door it came; proofs stay."""
 
 import base64
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
@@ -28,7 +29,7 @@ from estserver.store.selection import Selection
 from estserver.store.tables import enrollments
 from estserver.verification import verify
 from tests.live import ORIGIN, Answer, Holder, Live, basic, make_csr, new_key
-from tests.protocols.acme.wire import registered
+from tests.protocols.acme.wire import Client, registered
 from tests.web.test_renewal import certified
 
 MARK = "quargel"
@@ -243,5 +244,28 @@ def test_what_nobody_asked_to_forget_is_forgotten_when_its_time_is_over(person: 
     live = person.live
     live.clock.advance(timedelta(days=395 + 740))
     Purge(live.core.store, live.clock, Retention(), [ACMEMemory()]).run(by="test", origin=ORIGIN)
+    assert traces(live) == set()
+    assert verify(live.core).problems == ()
+
+
+@pytest.mark.timeout(120)
+def test_accounts_that_nobody_was_invited_to_are_forgotten_when_nothing_hangs_on_them(
+    make_live: Callable[[str], Live],
+) -> None:
+    live = make_live("[acme]\nrequire_eab = false\n")
+    contact = [f"mailto:{EMAIL}"]
+    for names in ((), (HOST,)):
+        client = Client(live)
+        assert client.register(contact=contact).status == 201
+        for name in names:
+            assert client.order(name).status == 201
+    purge = Purge(live.core.store, live.clock, Retention(), [ACMEMemory()])
+    live.clock.advance(timedelta(days=700))
+    purge.run(by="test", origin=ORIGIN)
+    assert traces(live) >= {"acme_accounts.contacts", "acme_orders.identifiers"}
+    # Orders that came to nothing end by themselves.
+    Tidying(live.server.services).tidy()
+    live.clock.advance(timedelta(days=500))
+    purge.run(by="test", origin=ORIGIN)
     assert traces(live) == set()
     assert verify(live.core).problems == ()

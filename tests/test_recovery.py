@@ -308,6 +308,29 @@ def test_no_key_is_blocked_for_a_serial_of_which_only_a_crl_tells(
     assert blocked(live) == [hashlib.sha256(spki).digest()]
 
 
+def test_who_was_erased_is_not_quietly_back(
+    outliving: Live, tmp_path: Path, elsewhere: Path
+) -> None:
+    live = outliving
+    known = live.invite("device", device_id="quargel-1")
+    run(live.directory, "backup", str(tmp_path / "backup"))
+    fresh = live.invite("device", device_id="quargel-2")
+    for handover in (known, fresh):
+        revoke(live, live.enroll(handover))
+        run(live.directory, "purge", "--invitation", handover.invitation.number)
+    lose_and_restore(live, tmp_path / "backup")
+
+    journal = ("--journal", str(elsewhere / "journal"))
+    told = run(live.directory, "recover", *journal).stderr
+    for handover in (known, fresh):
+        number = handover.invitation.number
+        assert f"had been erased: estserver purge --invitation {number}" in told
+        run(live.directory, "purge", "--invitation", number)
+    assert "had been erased" not in run(live.directory, "recover", *journal).stderr
+    assert b"quargel" not in (live.directory / "estserver.db").read_bytes()
+    assert "all fit" in run(live.directory, "verify").stdout
+
+
 def test_a_damaged_journal_is_used_as_far_as_it_goes(
     outliving: Live, tmp_path: Path, elsewhere: Path
 ) -> None:

@@ -23,6 +23,7 @@ from estserver.names import display_name, encode_name, encode_names, format_gene
 from estserver.store.engine import Transaction, from_unix, to_unix
 from estserver.store.findable import remember, terms_of
 from estserver.store.journalling import KEPT
+from estserver.store.purging import PURGED
 from estserver.store.tables import (
     blocked_keys,
     certificate_bytes,
@@ -93,6 +94,14 @@ def known_invitations(tx: Transaction, numbers: Sequence[str]) -> dict[str, tupl
     query = sa.select(invitations.c.number, invitations.c.state, invitations.c.pin_generation)
     rows = tx.connection.execute(query.where(invitations.c.number.in_(numbers)))
     return {row.number: (row.state, row.pin_generation) for row in rows}
+
+
+def unerased(tx: Transaction, numbers: Sequence[str]) -> set[str]:
+    """Return those of the invitations that still name somebody."""
+    query = sa.select(invitations.c.number).where(
+        invitations.c.number.in_(numbers), invitations.c.name != PURGED
+    )
+    return set(tx.connection.execute(query).scalars())
 
 
 def known_revocations(
