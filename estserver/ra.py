@@ -56,7 +56,7 @@ from estserver.profiles import Profile
 from estserver.revoking import Revocation
 from estserver.spending import revoked
 from estserver.steps import Steps, apart, change, look, read, walk, write
-from estserver.store import Store, Transaction, certificates
+from estserver.store import Store, Transaction, certificates, revocations
 
 __all__ = [
     "ABANDON_AFTER",
@@ -91,6 +91,7 @@ class RegistrationAuthority:
         self._retry_after = retry_after
         self._holds = holds
         self._superseded_until: dict[str, datetime] = {}
+        self._holds_ended = 0
         self._own_keys = {
             hashlib.sha256(
                 certificate.public_key().public_bytes(
@@ -338,6 +339,11 @@ class RegistrationAuthority:
         Returns how many were revoked.
         """
         count = 0
+        ended = self._store.read(revocations.count_holds_ended)
+        if ended != self._holds_ended:
+            # What was passed over while it, or its renewal, was on hold is looked at again.
+            self._superseded_until.clear()
+            self._holds_ended = ended
         for profile in tuple(self._profiles.values()):
             renewal = profile.settings.renewal
             if not renewal.revoke_superseded:

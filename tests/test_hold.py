@@ -13,18 +13,29 @@ from cryptography.x509 import ocsp
 
 from estserver import config, verification
 from estserver.authentication import ACMEAccount, CertificateCredential
+from estserver.ca.keys import generate_key
 from estserver.errors import CertificateRefused, Conflict
 from estserver.history import History, Standing
 from estserver.journal import Entry
-from estserver.model import CertificateRecord, CertificateState, Issued, RevocationReason, Via
+from estserver.model import (
+    CertificateRecord,
+    CertificateState,
+    Issued,
+    KeyType,
+    RevocationReason,
+    Via,
+)
+from estserver.own_certificates import ocsp_profile
 from estserver.revoking import Revocation, revoke_selected
+from estserver.status.answers import FRESH_SECONDS
 from estserver.steps import walk
-from estserver.store import Transaction, crls, from_unix, revocations
+from estserver.store import Transaction, crls, from_unix, purging, revocations
 from estserver.store.selection import Selection, count
 from tests.command_line import Shell
 from tests.invariants import violations
 from tests.live import Live, Workshop, make_csr, new_key
 from tests.parts import ORIGIN, Parts, csr_like, csr_of
+from tests.protocols.acme.wire import b64, registered
 from tests.status_driver import House, build, question, run
 from tests.test_races import Overlap
 from tests.web.applicant import link, pem, signed_in
@@ -587,3 +598,95 @@ def test_recovery_replays_holds_releases_and_revocations(template: Path, tmp_pat
         assert verification.verify(live.core).problems == ()
     finally:
         live.stop()
+
+
+# -- over ACME -------------------------------------------------------------------------------------
+
+
+@pytest.mark.row("ACME-157")
+def test_acme_puts_nothing_on_hold_and_revokes_for_good_what_is(held_allowed: Live) -> None:
+    live = held_allowed
+    client = registered(live, "www.example.ac.jp", units=2)
+    done = client.issue("www.example.ac.jp")
+    asked = {"certificate": b64(done.der)}
+    client.post("revoke-cert", {**asked, "reason": 6}).refused(400, "badRevocationReason")
+    enrollment = live.core.ra.find(done.leaf.serial_number).enrollment
+    live.core.ra.revoke(enrollment, reason=HOLD, comment=None, by="officer", origin=ORIGIN)
+    problem = client.order("www.example.ac.jp").refused(403, "unauthorized")
+    assert "is on hold: keep it and its key" in problem["detail"]
+    assert client.post("revoke-cert", {**asked, "reason": 1}).status == 200
+    assert live.core.ra.certificate(enrollment).reason is RevocationReason.KEY_COMPROMISE
+    client.post("revoke-cert", asked).refused(400, "alreadyRevoked")
+
+
+# -- what goes on meanwhile ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("held", ["old", "new"])
+def test_what_was_renewed_is_revoked_after_its_overlap_though_one_was_on_hold_then(
+    office: Parts, held: str
+) -> None:
+    there = office.another(device={"renewal": {"revoke_superseded": True}})
+    try:
+        old = office.enroll(office.invite())
+        new = office.renew(old, new_key())
+        on_hold = old if held == "old" else new
+        revoke(office, on_hold.enrollment, HOLD)
+        office.clock.advance(timedelta(days=15))
+        assert there.ra.revoke_superseded(ORIGIN) == 0
+        office.clock.advance(timedelta(days=30))
+        assert there.ra.revoke_superseded(ORIGIN) == 0
+        release(office, on_hold.enrollment)
+        assert there.ra.revoke_superseded(ORIGIN) == 1
+        assert row(office, old).reason is RevocationReason.SUPERSEDED
+    finally:
+        there.store.close()
+
+
+def test_a_registration_whose_certificate_is_on_hold_is_not_erased(office: Parts) -> None:
+    handover = office.invite()
+    issued = office.enroll(handover)
+    revoke(office, issued.enrollment, HOLD)
+    number = handover.invitation.number
+    assert office.store.read(lambda tx: purging.live_certificates(tx, number)) == 1
+    revoke(office, issued.enrollment, FOR_GOOD)
+    assert office.store.read(lambda tx: purging.live_certificates(tx, number)) == 0
+
+
+def test_every_node_says_good_within_ten_seconds_of_a_release(house: House) -> None:
+    certificate, enrollment = house.issue("host")
+    there = house.another_process()
+    asked = question(certificate, house.certificate())
+
+    def status() -> ocsp.OCSPCertStatus:
+        return ocsp.load_der_ocsp_response(there.answer(asked).der).certificate_status
+
+    key = generate_key(KeyType.EC_P256)
+    responder, _ = house.issue("OCSP responder", ocsp_profile("issuing"), key)
+    there.use_responder("issuing", responder, key)
+    revoke(house, enrollment, HOLD)
+    assert status() is REVOKED
+    release(house, enrollment)
+    # What it answered a moment ago it may say for four seconds, and caches for five more.
+    assert FRESH_SECONDS + 5 < 10
+    house.clock.offset += timedelta(seconds=FRESH_SECONDS)
+    assert status() is GOOD
+
+
+def test_openssl_reads_a_hold_in_an_ocsp_answer(house: House) -> None:
+    certificate, enrollment = house.issue("host")
+    leaf = house.write_pem("leaf.pem", certificate)
+    issuer = house.write_pem("issuer.pem", house.certificate())
+    chain = house.write_pem("chain.pem", house.certificate(), house.root)
+    asked = question(certificate, house.certificate())
+
+    def told() -> str:
+        answer = house.write_der("answer.der", house.status.answer(asked).der)
+        command = ("openssl", "ocsp", "-sha256", "-respin", answer, "-issuer", issuer)
+        return run(*command, "-cert", leaf, "-CAfile", chain)
+
+    revoke(house, enrollment, HOLD)
+    assert f"{leaf}: revoked" in (answer := told())
+    assert "Reason: certificateHold" in answer
+    release(house, enrollment)
+    assert f"{leaf}: good" in told()

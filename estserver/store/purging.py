@@ -13,7 +13,7 @@ from datetime import datetime
 import sqlalchemy as sa
 from cryptography import x509
 
-from estserver.model import CertificateState, EnrollmentState, InvitationState
+from estserver.model import CertificateState, EnrollmentState, InvitationState, RevocationReason
 from estserver.names import encode_name, encode_names
 from estserver.store.audit_checks import PURGE
 from estserver.store.audit_checks import PURGED as ERASED
@@ -102,14 +102,17 @@ def ended_registrations(tx: Transaction, *, before: datetime, limit: int) -> lis
 
 
 def live_certificates(tx: Transaction, number: str) -> int:
-    """Count the certificates of a registration that somebody may still rely on."""
+    """Count the certificates of a registration that somebody may still rely on, or again."""
     query = (
         sa.select(sa.func.count())
         .select_from(certificates)
         .where(
             certificates.c.invitation == number,
-            certificates.c.state.in_(
-                (CertificateState.VALID.value, CertificateState.ISSUING.value)
+            sa.or_(
+                certificates.c.state.in_(
+                    (CertificateState.VALID.value, CertificateState.ISSUING.value)
+                ),
+                certificates.c.reason == RevocationReason.CERTIFICATE_HOLD.value,
             ),
             certificates.c.not_after >= tx.at,
         )

@@ -119,6 +119,12 @@ def release(tx: Transaction, identifier: str) -> bool:
     return changed == 1
 
 
+def count_holds_ended(tx: Transaction) -> int:
+    """Count the holds that ever ended, whoever had issued what was held."""
+    query = sa.select(sa.func.count()).select_from(hold_endings)
+    return tx.connection.execute(query).scalar_one()
+
+
 def _end_hold(tx: Transaction, identifier: str) -> None:
     """Let the next CRLs say otherwise than the last."""
     ended = sa.select(
