@@ -44,6 +44,7 @@ from estserver.settings import (
     Web,
 )
 from estserver.shipped_profiles import SHIPPED_PROFILES as SHIPPED_PROFILES  # noqa: PLC0414 - part of the configuration
+from estserver.wording import trouble
 
 SEARCH_PATH = (Path("estserver.toml"), Path("/etc/estserver/estserver.toml"))
 ISSUER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
@@ -228,7 +229,7 @@ def load(path: Path) -> Settings:
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigurationError(f"{path}: {error.strerror}") from error
+        raise ConfigurationError(trouble(error, path)) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path}: not TOML: {error}") from error
     # Checked here because the settings class has arguments of its own, such as _env_file.

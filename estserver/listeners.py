@@ -1,6 +1,7 @@
 """Listeners: doors put behind one socket, TLS contexts, and connections that must not linger."""
 
 import asyncio
+import errno
 import grp
 import os
 import socket
@@ -26,6 +27,7 @@ from estserver.front import FRONT, Front, peer_user, user_ids
 from estserver.model import Secret
 from estserver.protocols import EnrollmentProtocol
 from estserver.settings import Limits, Listener, Listeners
+from estserver.wording import trouble
 
 log = structlog.get_logger("estserver.listeners")
 
@@ -44,6 +46,13 @@ _TCP_INFO_BYTES, _BYTES_ACKED = 128, 120
 _TLS_READ_BYTES = 4096
 """A request of EST fits; asyncio keeps that much for each connection, 256 KiB if left alone."""
 
+_ADVICE = {
+    errno.EADDRINUSE: ": stop what listens there, or set listeners.{name}.port",
+    errno.EACCES: ": ports below 1024 are root's, or those' with CAP_NET_BIND_SERVICE",
+    errno.EADDRNOTAVAIL: ": it is none of this machine: correct listeners.{name}.bind",
+}
+"""What to do where an address cannot be had."""
+
 Sockets = dict[str, list[socket.socket]]
 """Bound sockets by name of their listener."""
 
@@ -57,6 +66,11 @@ class TLSFiles:
 
     certificate: Path
     key: Path | None = None
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The files there are."""
+        return (self.certificate,) if self.key is None else (self.certificate, self.key)
 
 
 class _UnderPrefix(AbstractRuleMatching):
@@ -159,8 +173,14 @@ def load_certificate(context: ssl.SSLContext, files: TLSFiles, passphrase: Secre
     """
     try:
         context.load_cert_chain(files.certificate, files.key, password=passphrase.reveal)
-    except (ssl.SSLError, OSError) as error:
-        raise ConfigurationError(f"{files.certificate}: cannot be used for TLS") from error
+    except ssl.SSLError as error:
+        raise ConfigurationError(
+            f"{files.certificate}: cannot be used for TLS: it and its key do not fit, or one of "
+            "them is no PEM under the instance's passphrase"
+        ) from error
+    except OSError as error:
+        unreadable = next((one for one in files.paths if not os.access(one, os.R_OK)), None)
+        raise ConfigurationError(trouble(error, unreadable)) from error
 
 
 def try_certificate(files: TLSFiles, passphrase: Secret) -> None:
@@ -333,8 +353,9 @@ def bind(listeners: Listeners, directory: Path, *, beside: Sockets | None = None
             close(taken)
             path = listener.socket and directory / listener.socket
             where = path or f"{listener.bind} port {listener.port}"
+            advice = _ADVICE.get(error.errno or 0, "").format(name=name)
             raise ConfigurationError(
-                f"listeners.{name}: cannot listen on {where}: {(error.strerror or '').lower()}"
+                f"listeners.{name}: cannot listen on {where}: {trouble(error)}{advice}"
             ) from error
         except ConfigurationError:
             close(taken)

@@ -621,6 +621,10 @@ def _name_a_dead_mail_server(shell: Shell) -> None:
         file.write(f'\n[mail]\nhost = "127.0.0.1"\nport = {port}\nsender = "pki@example.org"\n')
 
 
+def _take_a_ca_certificate_away(shell: Shell) -> None:
+    (shell.directory / "ca/issuing.crt").unlink()
+
+
 def _certify_what_nobody_has(shell: Shell) -> None:
     with (shell.directory / "estserver.toml").open("a") as file:
         file.write('\n[profiles.device]\nsubject = ["C={organization}"]\n')
@@ -636,23 +640,40 @@ def _sql(shell: Shell, statement: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "check"),
+    ("spoil", "check", "said"),
     [
-        (_loosen_a_key, "secrets"),
-        (_change_the_passphrase, "instance"),
-        (_lose_the_master, "secrets"),
-        (_mix_up_the_chain, "instance"),
-        (_forget_the_schema, "database"),
-        (_spoil_the_database, "database"),
-        (_set_the_clock_back, "clock"),
-        (_name_a_dead_mail_server, "mail"),
-        (_certify_what_nobody_has, "profile device"),
+        (_loosen_a_key, "secrets", "has mode 0644, must be 0600"),
+        (_change_the_passphrase, "instance", "not a key encrypted under the passphrase"),
+        (_lose_the_master, "secrets", "secrets/master.key: no such file or directory"),
+        (_mix_up_the_chain, "instance", "chain"),
+        (_take_a_ca_certificate_away, "instance", "if it was there, restore it from a backup"),
+        (_forget_the_schema, "database", "restore it from a backup"),
+        (_spoil_the_database, "database", ""),
+        (_set_the_clock_back, "clock", "behind the newest audit row"),
+        (_name_a_dead_mail_server, "mail", "nothing listens there: start it, or correct mail.host"),
+        (_certify_what_nobody_has, "profile device", "cannot make a subject"),
     ],
 )
-def test_doctor_names_what_is_ill(shell: Shell, spoil: Callable[[Shell], None], check: str) -> None:
+def test_doctor_names_what_is_ill(
+    shell: Shell, spoil: Callable[[Shell], None], check: str, said: str
+) -> None:
     _person(shell)
     spoil(shell)
-    assert _verdicts(shell, status=1)[check][0] == "bad"
+    verdict, detail = _verdicts(shell, status=1)[check]
+    assert verdict == "bad"
+    assert said in detail, detail
+
+
+def test_a_database_that_does_not_answer_is_told_in_one_line_without_its_password(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = free_ports().web
+    url = f"postgresql+psycopg://pki:CANARY@127.0.0.1:{port}/pki"
+    monkeypatch.setenv("ESTSERVER_DATABASE__URL", url)
+    said = shell.refused("invitations", "list")
+    assert "the database (database.url) cannot be used" in said
+    assert f"port {port}" in said
+    assert "CANARY" not in said
 
 
 def test_doctor_sees_a_crl_that_nobody_renews(live: Live) -> None:
@@ -797,7 +818,7 @@ def test_serve_says_in_a_sentence_which_port_is_taken(shell: Shell) -> None:
         _, said = process.communicate(timeout=60)
     assert process.returncode == 1
     assert str(port) in said.splitlines()[-1]
-    assert "in use" in said.splitlines()[-1]
+    assert "in use: stop what listens there, or set listeners.devices.port" in said.splitlines()[-1]
     assert "Traceback" not in said
 
 

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from estserver.ca.acceptance import Chain, check_cross, same_authority, signed_by
 from estserver.config import Settings
 from estserver.errors import BadInput, ConfigurationError
+from estserver.wording import trouble
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +150,7 @@ def _read(settings: Settings, path: Path) -> list[x509.Certificate]:
     try:
         return x509.load_pem_x509_certificates(full.read_bytes())
     except OSError as error:
-        raise ConfigurationError(f"{full}: {error.strerror}") from error
+        raise ConfigurationError(trouble(error, full)) from error
     except ValueError as error:
         raise ConfigurationError(f"{full}: not a PEM certificate") from error
 
@@ -159,8 +160,9 @@ def _read_chain(settings: Settings, name: str) -> Chain:
     issuer = settings.issuers[name]
     if not settings.path(issuer.certificate).exists():
         raise ConfigurationError(
-            f"{settings.path(issuer.certificate)}: not there yet: have the CSR of this issuing CA "
-            f"signed (`estserver ca request {name}`), then `estserver ca install {name} FILE`"
+            f"{settings.path(issuer.certificate)}: not there: have the CSR of this issuing CA "
+            f"signed (`estserver ca request {name}`), then `estserver ca install {name} FILE`; "
+            "if it was there, restore it from a backup"
         )
     chain = [one for path in (issuer.certificate, *issuer.chain) for one in _read(settings, path)]
     for lower, upper in zip(chain, [*chain[1:], chain[-1]], strict=True):

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from estserver.errors import ConfigurationError
 from estserver.model import KeyType, Secret
+from estserver.wording import trouble
 
 PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
 _CURVES: dict[KeyType, ec.EllipticCurve] = {
@@ -55,7 +56,7 @@ def load_key(path: Path, passphrase: Secret) -> PrivateKey:
     try:
         key = load_pem_private_key(path.read_bytes(), passphrase.reveal().encode())
     except OSError as error:
-        raise ConfigurationError(f"{path}: {error.strerror}") from error
+        raise ConfigurationError(trouble(error, path)) from error
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise ConfigurationError(f"{path}: not a key encrypted under the passphrase") from error
     if not isinstance(key, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey):
@@ -79,8 +80,10 @@ def read_secret(path: Path) -> Secret:
     """Read a secret text file without its final line break. Raises ConfigurationError."""
     try:
         text = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path}: cannot be read") from error
+    except OSError as error:
+        raise ConfigurationError(trouble(error, path)) from error
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{path}: is no text in UTF-8") from error
     if not text:
         raise ConfigurationError(f"{path}: is empty")
     return Secret(text)

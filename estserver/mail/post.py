@@ -18,6 +18,7 @@ import structlog
 from estserver.ca.keys import read_secret
 from estserver.config import Settings
 from estserver.errors import BadInput, Error, NotFound, Unavailable
+from estserver.mail import troubles
 from estserver.mail.letters import TEMPLATES_FOLDER, LetterWriter, as_text
 from estserver.mail.signing import LetterSigner
 from estserver.model import Invitation, InvitationState, Secret
@@ -36,7 +37,6 @@ _LEASE = timedelta(minutes=5)
 """Longer than a whole conversation may take, so that no other node sends the same letter."""
 _NEWS = timedelta(days=30)
 """What waited longer, such as for the first mail server there is, is not sent any more."""
-_MAX_ERROR = 200
 
 
 class PostOffice:
@@ -131,7 +131,7 @@ class PostOffice:
             async with asyncio.timeout(_CONVERSATION.total_seconds()):
                 await smtp.connect()
         except (aiosmtplib.SMTPException, OSError) as error:
-            raise Unavailable(_said(error)) from error
+            raise Unavailable(troubles.say(error, self._mail)) from error
         finally:
             await _hang_up(smtp)
 
@@ -157,7 +157,7 @@ class PostOffice:
                         sent += 1
                     else:
                         await asyncio.to_thread(self._note_failure, letter, error)
-                        if not _about_this_letter(error):
+                        if not troubles.is_about_one_letter(error):
                             return sent
             return sent
         finally:
@@ -232,11 +232,11 @@ class PostOffice:
     def _note_failure(self, letter: Letter, error: Exception) -> None:
         """Put the letter off, doubling from a minute to an hour, or give it up."""
         delay = min(LONGEST_DELAY, FIRST_DELAY * 2 ** min(letter.tries, 10))
-        said = _said(error)
+        said = troubles.say(error, self._mail)
 
         def unit(tx: Transaction) -> bool:
             late = tx.now - letter.created_at >= self._mail.give_up_after
-            hopeless = late or _is_final(error)
+            hopeless = late or troubles.is_final(error)
             again_at = None if hopeless else tx.now + delay
             outbox.delayed(tx, letter.id, error=said, again_at=again_at)
             return hopeless
@@ -259,39 +259,3 @@ async def _hang_up(smtp: aiosmtplib.SMTP) -> None:
         with contextlib.suppress(aiosmtplib.SMTPException, OSError):
             await smtp.quit()
     smtp.close()
-
-
-def _codes(error: Exception) -> list[int]:
-    """Return the answers to RCPT or DATA that refused the letter; none for any other trouble."""
-    if isinstance(error, aiosmtplib.SMTPRecipientsRefused):
-        return [refused.code for refused in error.recipients]
-    if isinstance(error, aiosmtplib.SMTPRecipientRefused | aiosmtplib.SMTPDataError):
-        return [error.code]
-    return []
-
-
-def _about_this_letter(error: Exception) -> bool:
-    """Tell a refusal of one letter from a server that takes none."""
-    # RFC 5321 §3.8: 421 announces that the server closes the connection.
-    return bool(_codes(error)) and 421 not in _codes(error)
-
-
-def _is_final(error: Exception) -> bool:
-    """RFC 5321 §4.2.1: 5yz to RCPT or DATA will not change by itself.
-
-    A refused sender or log-in is our configuration, which somebody will mend.
-    """
-    codes = _codes(error)
-    return bool(codes) and min(codes) >= 500
-
-
-def _said(error: Exception) -> str:
-    """Return one printable line of what went wrong."""
-    if isinstance(error, aiosmtplib.SMTPRecipientsRefused):
-        text = "; ".join(f"{refused.code} {refused.message}" for refused in error.recipients)
-    elif isinstance(error, aiosmtplib.SMTPResponseException):
-        text = f"{error.code} {error.message}"
-    else:
-        text = str(error) or type(error).__name__
-    printable = "".join(c if c.isprintable() else " " for c in text)
-    return " ".join(printable.split())[:_MAX_ERROR]

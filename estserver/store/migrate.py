@@ -35,7 +35,7 @@ def migrate(store: Store) -> str:
     Raises ConfigurationError: the schema is newer than this program can use, or the database holds
     something else or cannot be opened.
     """
-    with _explained(), store.engine.connect() as connection:
+    with _explained(store), store.engine.connect() as connection:
         connection.execution_options(estserver_write=True)
         with connection.begin():
             _wait_for_others(connection)
@@ -51,7 +51,7 @@ def migrate(store: Store) -> str:
 
 def require_current(store: Store) -> None:
     """Raise ConfigurationError unless this program can work with the schema of the database."""
-    with _explained(), store.engine.connect() as connection, connection.begin():
+    with _explained(store), store.engine.connect() as connection, connection.begin():
         present = _present(connection)
         if present is not None and present > newest():
             _require_compatible(connection, present)
@@ -69,7 +69,7 @@ def require_current(store: Store) -> None:
 
 def is_empty(store: Store) -> bool:
     """Tell whether the database has no schema at all."""
-    with store.engine.connect() as connection:
+    with _explained(store), store.engine.connect() as connection:
         return _present(connection) is None
 
 
@@ -131,10 +131,13 @@ def _upgrade(connection: sa.Connection) -> None:
 
 
 @contextlib.contextmanager
-def _explained() -> Iterator[None]:
-    """Say what is wrong with a database that cannot be brought to our schema."""
+def _explained(store: Store) -> Iterator[None]:
+    """Say what is wrong with a database that cannot be brought to our schema, or be reached."""
     try:
         yield
     except (sa.exc.DBAPIError, sqlite3.Error) as error:
-        cause = getattr(error, "orig", error)
-        raise ConfigurationError(f"the database cannot be used: {cause}") from error
+        # libpq speaks in several lines.
+        cause = " ".join(str(getattr(error, "orig", error)).split())
+        url = store.engine.url
+        place = url.database if url.get_backend_name() == "sqlite" else "database.url"
+        raise ConfigurationError(f"the database ({place}) cannot be used: {cause}") from error
