@@ -19,7 +19,7 @@ from estserver.invitations import Handover
 from tests.faults.serving import PATIENCE_SECONDS, Process
 from tests.invariants import violations
 from tests.live import Live, Workshop, new_key
-from tests.protocols.acme.wire import NAMES, URN, Client, Reply, csr_for, hang_up
+from tests.protocols.acme.wire import NAMES, URN, Client, Reply, b64, csr_for, hang_up
 
 CLIENTS = 3
 
@@ -164,3 +164,38 @@ def test_orders_outlive_a_server_that_dies_again_and_again_at(
         pytest.skip("25 kills: with --full")
     seed = failpoints.NAMES.index(point)
     assert _run_killed(process, [point] * 25, random.Random(seed)) == []
+
+
+@pytest.mark.row("ACME-040", "ACME-148")
+def test_a_nonce_is_used_up_with_the_order_or_not_at_all_when_the_server_dies(
+    process: Process,
+) -> None:
+    client = Client(process.live)
+
+    def begin(failpoint: str) -> None:
+        process.environment["ESTSERVER_FAILPOINT"] = failpoint
+        process.start()
+
+    def killed(request: dict[str, str], url: str) -> None:
+        with pytest.raises((OSError, HTTPException)):
+            client.send(url, request)
+        process.wait_killed()
+
+    (handover, *_) = _invite(process.live)
+    # Its own certificates are made when it starts for the first time.
+    process.start()
+    assert client.register(handover).status == 201
+    orders = [client.order(*NAMES).json["finalize"] for _ in range(2)]
+    early, late = (client.jws(url, {"csr": b64(csr_for(*NAMES))}) for url in orders)
+    process.stop()
+    begin("planned:1:kill")
+    killed(early, orders[0])
+    begin("intent-committed:2:kill")
+    # Nothing was committed: the same request is as good as it was.
+    assert client.send(orders[0], early).json["status"] == "valid"
+    killed(late, orders[1])
+    del process.environment["ESTSERVER_FAILPOINT"]
+    process.start()
+    client.send(orders[1], late).refused(400, "badNonce")
+    # What was intended is finished at the start.
+    assert client.settled(orders[1])["status"] == "valid"
