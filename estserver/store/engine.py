@@ -401,7 +401,9 @@ def _engine(url: str) -> sa.Engine:
     def _configure(connection: sqlite3.Connection, _record: object) -> None:
         # The driver's own transactions begin late and lose concurrent updates.
         connection.isolation_level = None
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        # What is purged must not lie on in free pages: not every build of SQLite sees to it.
+        pragmas = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "secure_delete=ON")
+        for pragma in pragmas:
             connection.execute(f"PRAGMA {pragma}")
 
     @sa_event.listens_for(engine, "begin")
