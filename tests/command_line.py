@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,12 @@ from estserver.cli import main
 
 @pytest.fixture(autouse=True)
 def own_logging() -> Iterator[None]:
-    """Commands configure logging for a process of their own; give the tests theirs back."""
+    """Commands configure logging for a process of their own; give the tests theirs back.
+
+    A server in here logs to stderr as it is outside of commands: what is written to stdout while
+    one runs is the command's own.
+    """
+    structlog.configure(logger_factory=structlog.WriteLoggerFactory(sys.__stderr__))
     root = logging.getLogger()
     handlers, level, before = root.handlers[:], root.level, structlog.get_config()
     yield

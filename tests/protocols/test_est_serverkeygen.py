@@ -162,7 +162,7 @@ def test_a_lost_answer_cannot_be_had_again_and_the_key_is_nowhere(
     stored = b"".join(path.read_bytes() for path in live.directory.rglob("*") if path.is_file())
     assert raw not in stored
     live.restart()
-    output = capfd.readouterr().out
+    output = capfd.readouterr().err
     for secret in (raw.hex(), base64.b64encode(raw).decode(), pem.decode().splitlines()[1]):
         assert secret not in output
         assert secret.encode() not in stored
