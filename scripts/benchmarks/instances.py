@@ -222,6 +222,11 @@ class Checker:
         self.checked += 1
         return found[0]
 
+    def serials(self, issuer: x509.Name) -> list[int]:
+        """Return the serials of an issuer's certificates that came back."""
+        name = issuer.public_bytes()
+        return [serial for signer, serial in self._serials if signer == name]
+
 
 def require_chain(target: Target) -> None:
     """Raise ssl.SSLError unless the server's chain leads to the target's root, for its name."""
