@@ -5,7 +5,7 @@ value that says what may be issued, or an exception. Never a bool, never None.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import timedelta
 
@@ -48,7 +48,7 @@ from estserver.names import format_general_name
 from estserver.profiles import Profile, covers, outside
 from estserver.spending import on_hold
 from estserver.steps import Steps, look, read, walk
-from estserver.store import Store, campaigns, certificates, ordered
+from estserver.store import Store, Transaction, campaigns, certificates, ordered
 
 __all__ = [
     "ACMEAccount",
@@ -350,8 +350,7 @@ class Authenticator:
                 if not covers(invitation, name):
                     raise outside(format_general_name(name))
             shown = {format_general_name(name) for name in names}
-            since = self._clock.now() - self._order_grace
-            before = yield from read(ordered.newest_certificates, (invitation.number, shown, since))
+            before = yield from read(self._ordered_before, (invitation.number, shown))
             if before is not None and before.on_hold:
                 raise on_hold(before.serial_hex)
             renews = None if before is None else before.enrollment
@@ -370,6 +369,12 @@ class Authenticator:
                 identifier, None if invitation is None else invitation.number, renews
             ),
         )
+
+    def _ordered_before(
+        self, tx: Transaction, orders: Sequence[tuple[str, Collection[str]]]
+    ) -> list[ordered.Before | None]:
+        """Find what orders of names would renew, for many invitations at once."""
+        return ordered.newest_certificates(tx, orders, since=tx.now - self._order_grace)
 
     def _requiring_time(self, record: CertificateRecord, rules: Profile) -> Steps[None]:
         now = self._clock.now()

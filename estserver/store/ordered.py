@@ -4,6 +4,7 @@ import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -21,18 +22,24 @@ _STATES = sa.select(
     enrollments.c.authority_key, enrollments.c.id, enrollments.c.state, enrollments.c.reason
 ).where(enrollments.c.authority_key.in_(sa.bindparam("keys", expanding=True)))
 _ON_HOLD = sa.func.coalesce(certificates.c.reason, "") == RevocationReason.CERTIFICATE_HOLD.value
+_SHOWN = sa.cast(certificates.c.names, sa.Text)
+_PLACE = certificates.c.enrollment + ":" + certificates.c.serial
 _NEWEST = (
-    sa.select(certificates.c.enrollment, certificates.c.serial, _ON_HOLD.label("on_hold"))
+    sa.select(
+        certificates.c.invitation,
+        _SHOWN.label("shown"),
+        sa.func.max(_PLACE).label("newest"),
+        sa.func.max(sa.case((_ON_HOLD, _PLACE))).label("held"),
+    )
     .where(
-        certificates.c.invitation == sa.bindparam("number"),
+        certificates.c.invitation.in_(sa.bindparam("numbers", expanding=True)),
         certificates.c.via == Via.ACME.value,
         # In a way that tempts no planner to walk along all that is valid.
         sa.or_(certificates.c.state + "" == CertificateState.VALID.value, _ON_HOLD),
         certificates.c.not_after >= sa.bindparam("since"),
-        sa.cast(certificates.c.names, sa.Text) == sa.bindparam("shown"),
+        _SHOWN.in_(sa.bindparam("texts", expanding=True)),
     )
-    .order_by(_ON_HOLD.desc(), certificates.c.enrollment.desc())
-    .limit(1)
+    .group_by(certificates.c.invitation, _SHOWN)
 )
 
 
@@ -67,24 +74,28 @@ def enrollment_states(
 
 
 def newest_certificates(
-    tx: Transaction, orders: Sequence[tuple[str, Collection[str], datetime]]
+    tx: Transaction, orders: Sequence[tuple[str, Collection[str]]], *, since: datetime
 ) -> list[Before | None]:
-    """Find what an order for an invitation would renew: exactly its names, as texts in any order.
+    """Find what orders would renew: of an invitation, exactly these names, as texts in any order.
 
-    That is the newest certificate that came over ACME, is valid, and does not end before the time
-    given; or one like it that is on hold, however many others are valid.
+    That is the newest certificate that came over ACME, is valid, and does not end before `since`;
+    or one like it that is on hold, however many others are valid.
     """
+    # A plan sorts its names, so equal names make equal texts.
+    asked = [(number, json.dumps(sorted(names))) for number, names in orders]
+    parameters = {
+        "numbers": list({number for number, _ in asked}),
+        "texts": list({text for _, text in asked}),
+        "since": to_unix(since),
+    }
+    rows = tx.connection.execute(_NEWEST, parameters)
+    found = {(row.invitation, row.shown): _before(row) for row in rows}
+    return [found.get(one) for one in asked]
 
-    def newest(number: str, names: Collection[str], since: datetime) -> Before | None:
-        # A plan sorts its names, so equal names make equal texts.
-        shown = json.dumps(sorted(names))
-        wanted = {"number": number, "since": to_unix(since), "shown": shown}
-        row = tx.connection.execute(_NEWEST, wanted).one_or_none()
-        if row is None:
-            return None
-        return Before(row.enrollment, f"{int(row.serial, 16):x}", bool(row.on_hold))
 
-    return [newest(*order) for order in orders]
+def _before(row: sa.Row[Any]) -> Before:
+    enrollment, _, serial = (row.held or row.newest).partition(":")
+    return Before(enrollment, f"{int(serial, 16):x}", row.held is not None)
 
 
 _STANDING = (
