@@ -1,6 +1,6 @@
 """Retention: what is kept how long, and erased when that is over or when somebody asks for it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -96,7 +96,8 @@ class Purge:
         def unit(tx: Transaction) -> tuple[int, int]:
             _require_ended(tx, number)
             unpurged = purging.unpurged_certificates(tx, number)
-            self._purge_certificates(tx, unpurged)
+            for some in _batches(unpurged):
+                self._purge_certificates(tx, some)
             letters = self._purge_registrations(tx, [number])
             tx.audit(Event(purging.ERASURE, by, f"invitation {number}"), origin)
             return len(unpurged), letters
@@ -125,8 +126,7 @@ class Purge:
     def _erase_events(self, about: Sequence[str], by: str, origin: Origin) -> int:
         """Erase what audit rows say of these objects and actors; return how many rows."""
         erased = 0
-        for first in range(0, len(about), _BATCH):
-            some = about[first : first + _BATCH]
+        for some in _batches(about):
             query = partial(purging.events_about, names=some, limit=_BATCH)
             while found := self._store.read(query):
                 self._store.write(partial(_purge_events, by, origin, ids=found))
@@ -148,6 +148,11 @@ class Purge:
             erased += len(found)
             progress(erased)
         return erased
+
+
+def _batches(names: Sequence[str]) -> Iterator[Sequence[str]]:
+    for first in range(0, len(names), _BATCH):
+        yield names[first : first + _BATCH]
 
 
 def _apply(
