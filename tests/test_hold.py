@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
 
 from estserver import config, verification
 from estserver.authentication import ACMEAccount, CertificateCredential
 from estserver.ca.keys import generate_key
+from estserver.campaigns import Campaigns
 from estserver.errors import CertificateRefused, Conflict
 from estserver.history import History, Standing
 from estserver.journal import Entry
@@ -53,10 +55,19 @@ def held_allowed(make_live: Callable[[str], Live]) -> Live:
     return make_live(ON)
 
 
+ALLOWED = config.Settings(revocation={"hold": True})
+
+
 @pytest.fixture
-def office(make_parts: Callable[..., Parts], make_database: Callable[[], str]) -> Parts:
+def office(make_parts: Callable[..., Parts]) -> Parts:
+    """Return a core in process with holds."""
+    return make_parts(settings=ALLOWED)
+
+
+@pytest.fixture
+def offices(make_parts: Callable[..., Parts], make_database: Callable[[], str]) -> Parts:
     """Return a core in process with holds, once on SQLite and once on PostgreSQL."""
-    return make_parts(make_database(), settings=config.Settings(revocation={"hold": True}))
+    return make_parts(make_database(), settings=ALLOWED)
 
 
 @pytest.fixture
@@ -151,20 +162,20 @@ def test_an_officer_holds_and_releases_and_ocsp_follows(held_allowed: Live) -> N
     assert verification.verify(live.core).problems == ()
 
 
-def test_many_are_held_together_and_what_is_held_is_revoked_with_the_rest(office: Parts) -> None:
-    handover = office.invite(units=3)
-    issued = [office.enroll(handover) for _ in range(3)]
+def test_many_are_held_together_and_what_is_held_is_revoked_with_the_rest(offices: Parts) -> None:
+    handover = offices.invite(units=3)
+    issued = [offices.enroll(handover) for _ in range(3)]
     everything = Selection(profile="device")
-    revoke(office, issued[0].enrollment, HOLD)
+    revoke(offices, issued[0].enrollment, HOLD)
     pause = Revocation(HOLD, None, "officer")
     for_good = Revocation(FOR_GOOD, None, "officer")
-    held = office.store.read(partial(count, selection=pause.among(everything)))
-    meant = office.store.read(partial(count, selection=for_good.among(everything)))
+    held = offices.store.read(partial(count, selection=pause.among(everything)))
+    meant = offices.store.read(partial(count, selection=for_good.among(everything)))
     assert (held, meant) == (2, 3)
-    assert revoke_selected(office.store, everything, pause, ORIGIN) == 2
-    assert all(row(office, one).on_hold for one in issued)
-    assert revoke_selected(office.store, everything, for_good, ORIGIN) == 3
-    assert {row(office, one).reason for one in issued} == {FOR_GOOD}
+    assert revoke_selected(offices.store, everything, pause, ORIGIN) == 2
+    assert all(row(offices, one).on_hold for one in issued)
+    assert revoke_selected(offices.store, everything, for_good, ORIGIN) == 3
+    assert {row(offices, one).reason for one in issued} == {FOR_GOOD}
 
 
 # -- what may follow what --------------------------------------------------------------------------
@@ -215,12 +226,12 @@ def test_what_expires_while_it_is_held_can_be_released_and_is_expired(office: Pa
 
 @pytest.mark.parametrize("last", ["release", "revoke"])
 def test_two_nodes_that_release_and_revoke_at_once_end_in_a_revocation(
-    office: Parts, last: str
+    offices: Parts, last: str
 ) -> None:
     """A revocation for good is never undone, and what a release undid is revoked all the same."""
-    there = office.another()
-    issued = office.enroll(office.invite())
-    revoke(office, issued.enrollment, HOLD)
+    there = offices.another()
+    issued = offices.enroll(offices.invite())
+    revoke(offices, issued.enrollment, HOLD)
 
     def ending(tx: Transaction) -> object:
         if last == "release":
@@ -235,11 +246,11 @@ def test_two_nodes_that_release_and_revoke_at_once_end_in_a_revocation(
             revoke(there, issued.enrollment, FOR_GOOD)
 
     try:
-        Overlap(office).run(ending, other)
+        Overlap(offices).run(ending, other)
     finally:
         there.store.close()
-    assert row(office, issued).reason is FOR_GOOD
-    ended = office.store.read(
+    assert row(offices, issued).reason is FOR_GOOD
+    ended = offices.store.read(
         lambda tx: crls.count_holds_ended(tx, "issuing", ""),
     )
     assert ended == 1
@@ -378,6 +389,27 @@ def test_openssl_and_gnutls_read_holds_and_their_ends(house: House) -> None:
     assert "Revoked certificates (1)" in run("certtool", "--crl-info", "--inder", "--infile", delta)
 
 
+def test_openssl_verifies_by_an_old_crl_and_the_delta_that_undoes_its_hold(house: House) -> None:
+    certificate, enrollment = house.issue("host")
+    leaf = house.write_pem("leaf.pem", certificate)
+    chain = house.write_pem("chain.pem", house.certificate(), house.root)
+    command = ("openssl", "verify", "-CAfile", chain, "-crl_check", "-extended_crl", "-use_deltas")
+
+    def option(file: str, der: bytes) -> tuple[str, str]:
+        written = house.directory / file
+        written.write_bytes(x509.load_der_x509_crl(der).public_bytes(Encoding.PEM))
+        return "-CRLfile", str(written)
+
+    revoke(house, enrollment, HOLD)
+    base = option("base.pem", house.status.publish("issuing").der)
+    with pytest.raises(AssertionError, match="certificate revoked"):
+        run(*command, *base, leaf)
+    release(house, enrollment)
+    delta = house.status.publish("issuing").delta
+    assert delta is not None
+    assert f"{leaf}: OK" in run(*command, *base, *option("delta.pem", b"".join(delta)), leaf)
+
+
 # -- every door ------------------------------------------------------------------------------------
 
 
@@ -421,25 +453,25 @@ def test_a_renewal_pin_does_not_renew_what_is_on_hold(office: Parts) -> None:
     office.enroll(fresh)
 
 
-def test_an_acme_order_gets_nothing_for_names_of_which_one_is_on_hold(office: Parts) -> None:
+def test_an_acme_order_gets_nothing_for_names_of_which_one_is_on_hold(offices: Parts) -> None:
     """Neither with a unit that is left, nor by renewing an older certificate with the names."""
-    invitation = office.invite("server", units=5).invitation
+    invitation = offices.invite("server", units=5).invitation
     names = tuple(invitation.names)
 
     def order(number: int) -> Issued:
         account = ACMEAccount("account", invitation, invitation.profile)
-        steps = office.authenticator.ordering(account, f"order{number}", names)
-        answer = office.ask(walk(steps, office.store), csr_of(names=names), Via.ACME)
+        steps = offices.authenticator.ordering(account, f"order{number}", names)
+        answer = offices.ask(walk(steps, offices.store), csr_of(names=names), Via.ACME)
         assert isinstance(answer, Issued)
         return answer
 
     order(0)
     second = order(1)
-    assert office.ra.certificate(second.enrollment).renews is not None
-    revoke(office, second.enrollment, HOLD)
+    assert offices.ra.certificate(second.enrollment).renews is not None
+    revoke(offices, second.enrollment, HOLD)
     with pytest.raises(CertificateRefused, match="on hold"):
         order(2)
-    release(office, second.enrollment)
+    release(offices, second.enrollment)
     order(3)
 
 
@@ -612,6 +644,8 @@ def test_acme_puts_nothing_on_hold_and_revokes_for_good_what_is(held_allowed: Li
     client.post("revoke-cert", {**asked, "reason": 6}).refused(400, "badRevocationReason")
     enrollment = live.core.ra.find(done.leaf.serial_number).enrollment
     live.core.ra.revoke(enrollment, reason=HOLD, comment=None, by="officer", origin=ORIGIN)
+    record = live.core.ra.certificate(enrollment)
+    assert Campaigns(live.core.store, live.clock).window(record).start > live.clock.now()
     problem = client.order("www.example.ac.jp").refused(403, "unauthorized")
     assert "is on hold: keep it and its key" in problem["detail"]
     assert client.post("revoke-cert", {**asked, "reason": 1}).status == 200
