@@ -1,14 +1,19 @@
 """A change of root on an instance that runs: each step as an operator makes it."""
 
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from estserver import config
+from estserver.ca.hierarchy import Authority
+from estserver.core import open_core
 from tests.command_line import Shell
-from tests.live import Live
+from tests.live import Live, MovableClock
 
 PROFILES = ("person", "mail", "device", "server", "officer")
 
@@ -100,3 +105,51 @@ def split(path: Path) -> tuple[list[x509.Certificate], list[x509.Certificate]]:
     found = x509.load_pem_x509_certificates(path.read_bytes())
     roots = [one for one in found if one.issuer == one.subject]
     return roots, [one for one in found if one.issuer != one.subject]
+
+
+def present() -> datetime:
+    """Return the real time."""
+    return MovableClock().now()
+
+
+def certify(
+    csr: x509.CertificateSigningRequest,
+    by: Authority,
+    *,
+    public_key: ec.EllipticCurvePublicKey | None = None,
+    ca: bool = True,
+    path_length: int | None = 0,
+    usage: bool = True,
+    begin: timedelta = timedelta(hours=-1),
+    end: timedelta = timedelta(days=3000),
+) -> x509.Certificate:
+    """Sign as a corporate CA might: right unless told otherwise."""
+    key = public_key or csr.public_key()
+    assert isinstance(key, ec.EllipticCurvePublicKey)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(csr.subject)
+        .issuer_name(by.certificate.subject)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(present() + begin)
+        .not_valid_after(present() + end)
+        .add_extension(
+            x509.BasicConstraints(ca=ca, path_length=path_length if ca else None), critical=True
+        )
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+    )
+    for extension in by.certificate.extensions:
+        if usage and isinstance(extension.value, x509.KeyUsage):
+            builder = builder.add_extension(extension.value, extension.critical)
+    return builder.sign(by.key, hashes.SHA256())
+
+
+def settings_of(shell: Shell) -> config.Settings:
+    """Read the configuration as it is now."""
+    return config.load(shell.directory / "estserver.toml")
+
+
+def opens(shell: Shell) -> None:
+    """The instance must open with all of its keys, as `serve` opens it."""
+    open_core(settings_of(shell), MovableClock(), with_keys=True).close()
