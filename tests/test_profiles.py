@@ -1,6 +1,5 @@
-"""The rules of one kind of certificate: what is granted, what is planned, what is refused."""
+"""Profiles: what of a registration, a CSR and the settings reaches a plan."""
 
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -9,60 +8,19 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from estserver import config
-from estserver.csr import CSR, read_csr
-from estserver.errors import (
-    BadInput,
-    ConfigurationError,
-    Fault,
-    IdentityMismatch,
-    KeyNotAllowed,
-    NamesNotAllowed,
-)
-from estserver.model import Door, Invitation, InvitationState, Language, Plan
+from estserver.csr import read_csr
+from estserver.errors import BadInput, ConfigurationError, Fault, KeyNotAllowed
+from estserver.model import Door, Plan
 from estserver.names import parse_general_name
-from estserver.profiles import BACKDATE, Profile
+from estserver.profiles import BACKDATE
 from tests.live import new_key
-from tests.parts import APPLICANTS, Hierarchy, csr_of
+from tests.parts import Hierarchy, csr_of
+from tests.plans import NOW, common_name, planned, profile, registered
 
-NOW = datetime(2027, 3, 1, 12, tzinfo=UTC)
 SHIPPED = tuple(config.SHIPPED_PROFILES)
-
-
-def registered(profile: str = "device", **fields: Any) -> Invitation:
-    """Return a registration as the store would hand it out."""
-    given = {**APPLICANTS.get(profile, {}), **fields}
-    names = tuple(parse_general_name(text) for text in given.pop("names", ()))
-    doors = frozenset(Door(door) for door in config.Settings().profiles[profile].default_doors)
-    return Invitation(
-        **{
-            "number": "4711",
-            "profile": profile,
-            "name": "",
-            "email": None,
-            "device_id": None,
-            "names": names,
-            "language": Language.EN,
-            "doors": doors,
-            "units": 1,
-            "units_used": 0,
-            "state": InvitationState.OPEN,
-            "approval": False,
-            "created_at": NOW,
-            "expires_at": NOW + timedelta(days=30),
-            "renew_until": None,
-            "pin_generation": 1,
-            "pin_failures": 0,
-            "pin_dead": False,
-            "renewal_pin": False,
-            "replaced": False,
-            "url_generation": 1,
-            "organization": "Example University",
-            **given,
-        }
-    )
 
 
 @pytest.fixture
@@ -70,22 +28,8 @@ def issuing(ca: Hierarchy) -> x509.Certificate:
     return ca.issuing.certificate
 
 
-def profile(issuer: x509.Certificate, name: str = "device", **rules: Any) -> Profile:
-    settings = config.Settings(profiles={name: rules}) if rules else config.Settings()
-    return Profile(name, settings.profiles[name], issuer)
-
-
-def planned(rules: Profile, csr: CSR | None = None, now: datetime = NOW, **fields: Any) -> Plan:
-    grant = rules.grant(registered(rules.name, **fields))
-    return rules.plan(csr or csr_of(), grant, now)
-
-
 def extension(plan: Plan, kind: type[x509.ExtensionType]) -> x509.Extension[Any]:
     return next(one for one in plan.extensions if isinstance(one.value, kind))
-
-
-def common_name(text: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
 
 
 # -- what a registration grants ------------------------------------------------------------------
@@ -173,135 +117,6 @@ def test_a_country_that_is_none_is_refused(issuing: x509.Certificate) -> None:
     rules = profile(issuing, subject=("C=Japan", "CN={device_id}"))
     with pytest.raises(BadInput, match="cannot make a subject"):
         rules.grant(registered())
-
-
-# -- names asked for -----------------------------------------------------------------------------
-
-
-def test_what_a_csr_leaves_out_is_filled_in(issuing: x509.Certificate) -> None:
-    plan = planned(profile(issuing))
-    assert plan.subject == common_name("printer-17")
-    assert plan.names == (x509.DNSName("printer-17.example.ac.jp"),)
-
-
-@pytest.mark.parametrize(
-    "asked",
-    [
-        {"subject": "printer-17"},
-        {"subject": "PRINTER-17"},
-        {"subject": "printer-17.example.ac.jp"},
-        {"names": (x509.DNSName("Printer-17.Example.ac.jp"),)},
-    ],
-)
-def test_names_within_the_grant_may_be_asked_for_in_any_form(
-    issuing: x509.Certificate, asked: dict[str, Any]
-) -> None:
-    plan = planned(profile(issuing), csr_of(**asked))
-    # What goes in is the grant's form, never the CSR's.
-    assert plan.subject == common_name("printer-17")
-    assert plan.names == (x509.DNSName("printer-17.example.ac.jp"),)
-
-
-@pytest.mark.row("EST-087", "INC-11", "A-8")
-@pytest.mark.parametrize(
-    ("asked", "named"),
-    [
-        ({"subject": "printer-18"}, "CN=printer-18"),
-        ({"subject": x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, "Evil")])}, "O=Evil"),
-        ({"names": (x509.DNSName("other.example.ac.jp"),)}, "dns:other.example.ac.jp"),
-        ({"names": (x509.RFC822Name("root@example.ac.jp"),)}, "email:root@example.ac.jp"),
-        (
-            {"names": (x509.UniformResourceIdentifier("https://x.example/"),)},
-            "uri:https://x.example/",
-        ),
-        ({"names": (x509.DirectoryName(common_name("x")),)}, "dirname:CN=x"),
-        ({"names": (x509.RegisteredID(x509.ObjectIdentifier("1.2.3")),)}, "rid:1.2.3"),
-    ],
-)
-def test_a_name_outside_the_grant_is_refused_by_its_name(
-    issuing: x509.Certificate, asked: dict[str, Any], named: str
-) -> None:
-    with pytest.raises(NamesNotAllowed) as refused:
-        planned(profile(issuing), csr_of(**asked))
-    assert named in refused.value.detail
-    assert refused.value.values == {"name": named}
-
-
-def test_a_name_among_granted_ones_does_not_slip_through(issuing: x509.Certificate) -> None:
-    names = (x509.DNSName("printer-17.example.ac.jp"), x509.DNSName("evil.example.ac.jp"))
-    with pytest.raises(NamesNotAllowed, match="evil"):
-        planned(profile(issuing), csr_of(names=names))
-
-
-EXACT: dict[str, Any] = {
-    "subject": common_name("printer-17"),
-    "names": (x509.DNSName("a.example.ac.jp"), x509.DNSName("b.example.ac.jp")),
-}
-
-
-@pytest.mark.row("EST-129", "EST-130", "INC-5")
-@pytest.mark.parametrize(
-    "asked",
-    [
-        {},
-        {"subject": "Printer-17"},
-        {
-            "subject": x509.Name(
-                [
-                    x509.NameAttribute(
-                        NameOID.COMMON_NAME, "printer-17", _type=x509.name._ASN1Type.PrintableString
-                    )
-                ]
-            )
-        },
-        {"names": tuple(reversed(EXACT["names"]))},
-        {"names": (x509.DNSName("B.example.ac.jp"), x509.DNSName("a.EXAMPLE.ac.jp"))},
-    ],
-)
-def test_an_exact_grant_takes_the_same_names_by_rfc5280(
-    issuing: x509.Certificate, asked: dict[str, Any]
-) -> None:
-    rules = profile(issuing)
-    names = ("dns:a.example.ac.jp", "dns:b.example.ac.jp")
-    grant = replace(rules.grant(registered(names=names)), exact=True)
-    plan = rules.plan(csr_of(**{**EXACT, **asked}), grant, NOW)
-    assert plan.subject == grant.subject
-
-
-@pytest.mark.row("EST-129", "INC-5")
-@pytest.mark.parametrize(
-    ("asked", "said"),
-    [
-        ({"subject": "printer-18"}, "CN=printer-18, it must be CN=printer-17"),
-        ({"subject": x509.Name([])}, "subject is empty"),
-        (
-            {
-                "subject": x509.Name(
-                    [
-                        x509.NameAttribute(NameOID.COMMON_NAME, "printer-17"),
-                        x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, "x"),
-                    ]
-                )
-            },
-            "OU=x",
-        ),
-        ({"names": ()}, "lacks dns:a.example.ac.jp, dns:b.example.ac.jp"),
-        ({"names": (x509.DNSName("a.example.ac.jp"),)}, "lacks dns:b.example.ac.jp"),
-        ({"names": (*EXACT["names"], x509.DNSName("c.example.ac.jp"))}, "adds dns:c.example.ac.jp"),
-        (
-            {"names": (x509.DNSName("a.example.ac.jp"), x509.DNSName("c.example.ac.jp"))},
-            "adds dns:c.example.ac.jp and lacks dns:b.example.ac.jp",
-        ),
-    ],
-)
-def test_an_exact_grant_refuses_any_difference_by_its_name(
-    issuing: x509.Certificate, asked: dict[str, Any], said: str
-) -> None:
-    rules = profile(issuing)
-    names = ("dns:a.example.ac.jp", "dns:b.example.ac.jp")
-    grant = replace(rules.grant(registered(names=names)), exact=True)
-    with pytest.raises(IdentityMismatch, match=said):
-        rules.plan(csr_of(**{**EXACT, **asked}), grant, NOW)
 
 
 # -- keys ----------------------------------------------------------------------------------------

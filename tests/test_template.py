@@ -19,8 +19,7 @@ from estserver.names import parse_general_name
 from estserver.profiles import Profile
 from tests.live import Key, MovableClock, new_key
 from tests.parts import Hierarchy, csr_of, make_ca
-from tests.test_issuer import issuer_of
-from tests.test_profiles import registered
+from tests.plans import issuer_of, registered
 
 SHIPPED = tuple(config.SHIPPED_PROFILES)
 HOSTS = ("a.example", "host-17.example.ac.jp", "x" * 60 + ".example")
