@@ -1,4 +1,4 @@
-"""Accounts: made, bound, found again, changed, given another key, closed."""
+"""ACME accounts: made, bound, found again, changed, closed (RFC 8555 7.3)."""
 
 import json
 from collections.abc import Callable
@@ -9,26 +9,13 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from estserver.external_binding import acme_binding
 from estserver.model import Door
 from estserver.protocols.acme import tables
 from tests.live import ORIGIN, Live, Workshop, new_key
 from tests.protocols.acme.pebble import Pebble
-from tests.protocols.acme.wire import (
-    Client,
-    Reply,
-    Server,
-    algorithm_of,
-    b64,
-    csr_for,
-    eab,
-    flattened,
-    jwk_of,
-    registered,
-    sign,
-)
+from tests.protocols.acme.wire import Client, Reply, Server, b64, eab, jwk_of, registered
 from tests.protocols.est_wire import audit_rows
 
 _NAME = "acct.example.org"
@@ -355,85 +342,6 @@ def test_a_cancelled_invitation_stops_its_account_at_the_next_request(live: Live
     refused = [row for row in audit_rows(live) if row.event == "account.refused"]
     assert refused[0].object == f"invitation {number}"
     assert refused[0].detail["reason"] == "cancelled"
-
-
-# -- keyChange ------------------------------------------------------------------------------------
-
-
-def _inner(client: Client, key: Any, **changes: Any) -> dict[str, Any]:
-    url = client.resource("key-change")
-    header = {"alg": algorithm_of(key), "jwk": jwk_of(key), "url": url}
-    header = {k: v for k, v in (header | changes.pop("header", {})).items() if v is not None}
-    payload = {"account": client.kid, "oldKey": jwk_of(client.key)} | changes
-    return flattened(header, payload, lambda m: sign(key, m))
-
-
-@pytest.mark.row("ACME-090", "ACME-097", "ACME-072")
-def test_an_account_changes_its_key_and_goes_on_with_its_order(server: Server) -> None:
-    client = registered(server, _NAME, units=9)
-    order = client.ready(_NAME)
-    keys: list[Any] = [rsa.generate_private_key(65537, 2048), new_key()]
-    if isinstance(server, Live):
-        keys.append(ed25519.Ed25519PrivateKey.generate())
-    for key in keys:
-        old = Client(server, client.key, client.kid)
-        reply = client.post("key-change", _inner(client, key))
-        assert reply.status == 200
-        client.key = key
-        assert (
-            client.post("new-account", {"onlyReturnExisting": True}, jwk=True).header("Location")
-            == client.kid
-        )
-        # The stored key is of another type now, or the signature fails.
-        assert 400 <= old.get(client.kid or "").status < 500
-    assert client.finished(order, csr_for(_NAME))["status"] == "valid"
-
-
-@pytest.mark.row("ACME-091", "ACME-092", "ACME-093", "ACME-094", "ACME-096")
-def test_a_key_change_that_is_not_right_changes_nothing(server: Server) -> None:
-    client, key = registered(server, _NAME), new_key()
-    other = registered(server, "o.example.org")
-    forged = _inner(client, key)
-    forged["signature"] = b64(
-        sign(client.key, f"{forged['protected']}.{forged['payload']}".encode())
-    )
-    inner: list[tuple[Any, str]] = [
-        ({"account": client.kid}, "malformed"),
-        (b"x", "malformed"),
-        (_inner(client, key, header={"jwk": None}), "malformed"),
-        (_inner(client, key, header={"jwk": None, "kid": client.kid}), "malformed"),
-        (_inner(client, key, header={"kid": client.kid}), "malformed"),
-        (_inner(client, key, header={"nonce": client.nonce()}), "malformed"),
-        (forged, "malformed"),
-        (_inner(client, key, header={"url": client.resource("new-order")}), "malformed"),
-        (_inner(client, key, header={"url": None}), "malformed"),
-        (_inner(client, key, account=other.kid), "malformed"),
-        (_inner(client, key, account=7), "malformed"),
-        (_inner(client, key, oldKey=jwk_of(other.key)), "malformed"),
-        (_inner(client, key, oldKey=None), "malformed"),
-        (_inner(client, key, header={"alg": "HS256"}), "badSignatureAlgorithm"),
-        (_inner(client, key, header={"jwk": {"kty": "RSA", "n": "AQ", "e": "AQ"}}), "badPublicKey"),
-        (_inner(client, key, header={"alg": "ES384"}), "badPublicKey"),
-    ]
-    for jws, kind in inner:
-        client.post("key-change", jws).refused(400, kind)
-    assert client.get(client.kid or "").status == 200
-
-
-@pytest.mark.row("ACME-095")
-def test_a_key_with_an_account_is_no_new_key(server: Server) -> None:
-    client, other = registered(server, _NAME), registered(server, "o.example.org")
-    for holder in (other, client):
-        reply = client.post("key-change", _inner(client, holder.key))
-        reply.refused(409, "malformed")
-        assert reply.header("Location") == holder.kid
-
-
-def test_a_certified_key_is_no_account_key(shared: Live) -> None:
-    client = registered(shared, _NAME)
-    key: ec.EllipticCurvePrivateKey = client.issue(_NAME).key
-    client.post("key-change", _inner(client, key)).refused(400, "badPublicKey")
-    Client(shared, key).register(_invite(shared)).refused(400, "badPublicKey")
 
 
 # -- deactivation ---------------------------------------------------------------------------------

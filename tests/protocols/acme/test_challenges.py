@@ -15,8 +15,7 @@ from estserver.protocols.acme import attempts, faults
 from estserver.protocols.acme.keys import stored_key
 from estserver.server import enter_test_mode
 from tests.live import Live, Workshop, new_key
-from tests.protocols.acme.test_accounts import _inner
-from tests.protocols.acme.wire import Client, Reply, b64, csr_for, jwk_of, registered
+from tests.protocols.acme.wire import Client, Reply, b64, csr_for, jwk_of, key_change, registered
 
 _HOST = "127.0.0.31"
 _NAME = f"ip:{_HOST}"
@@ -208,7 +207,7 @@ def test_twenty_responses_at_once_are_one_attempt(host: Host, client: Client) ->
 def test_the_key_of_the_moment_of_the_response_counts(host: Host, client: Client) -> None:
     reply, url, challenge = _pending(client)
     key = new_key()
-    assert client.post("key-change", _inner(client, key)).status == 200
+    assert client.post("key-change", key_change(client, key)).status == 200
     client.key = key
     _serve(host, client, challenge)
     client.post(challenge["url"], {})

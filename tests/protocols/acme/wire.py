@@ -400,3 +400,12 @@ def registered(live: Server, *names: str, key: Any = None, **fields: Any) -> Cli
 
 def _text(name: str) -> str:
     return name if name.startswith("ip:") else f"dns:{name}"
+
+
+def key_change(client: Client, key: Any, **changes: Any) -> dict[str, Any]:
+    """Return the inner JWS of RFC 8555 7.3.5; a header of None is left out."""
+    url = client.resource("key-change")
+    header = {"alg": algorithm_of(key), "jwk": jwk_of(key), "url": url}
+    header = {k: v for k, v in (header | changes.pop("header", {})).items() if v is not None}
+    payload = {"account": client.kid, "oldKey": jwk_of(client.key)} | changes
+    return flattened(header, payload, lambda m: sign(key, m))
