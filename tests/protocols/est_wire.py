@@ -20,6 +20,7 @@ from estserver.invitations import Handover
 from estserver.model import CertificateRecord
 from estserver.store import certificates
 from estserver.store.tables import audit_events
+from estserver.store.tables import certificates as certificate_rows
 from tests.der import attribute, oid, tlv
 from tests.live import Answer, Holder, Live, basic, make_csr, new_key
 
@@ -276,3 +277,10 @@ def audit_rows(live: Live) -> list[AuditRow]:
     query = sa.select(*columns, audit_events.c.detail)
     rows = live.core.store.read(lambda tx: tx.connection.execute(query).all())
     return [AuditRow(row[0], row[1], row[2], json.loads(row[3])) for row in rows]
+
+
+def certificate_count(live: Live) -> int:
+    """Return how many certificates there are, signed or only intended."""
+    query = sa.select(sa.func.count()).select_from(certificate_rows)
+    number: int = live.core.store.read(lambda tx: tx.connection.execute(query).scalar_one())
+    return number
