@@ -52,7 +52,7 @@ def print_acme(core: Core, invitation: Invitation, root: Path, *, every_client: 
         for line in lines:
             click.echo(f"    {line}")
     if not every_client:
-        click.echo("\n  --clients prints this for lego, acme.sh, uacme, Caddy and cert-manager.")
+        click.echo("\n  For lego, acme.sh, uacme, Caddy or cert-manager: invite with --clients.")
 
 
 def _names(invitation: Invitation, kind: type[x509.DNSName | x509.IPAddress]) -> list[str]:
