@@ -128,7 +128,7 @@ def _read_serials(path: Path) -> frozenset[int]:
 @_comment
 @click.pass_obj
 def revoke(operator: Operator, serial: Serial, *, reason: str, comment: str | None) -> None:
-    """Revoke a certificate at once and for good; wait until our own OCSP says so."""
+    """Revoke a certificate at once, for good unless that is a hold; wait until our OCSP says so."""
     _revoke(operator, serial, RevocationReason(reason), comment)
 
 
