@@ -4,7 +4,6 @@ Every door ends here. A credential is facts from the wire that nobody has checke
 value that says what may be issued, or an exception. Never a bool, never None.
 """
 
-import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -48,7 +47,7 @@ from estserver.names import format_general_name
 from estserver.profiles import Profile, covers, outside
 from estserver.spending import on_hold
 from estserver.steps import Steps, look, read, walk
-from estserver.store import Store, Transaction, campaigns, certificates, ordered
+from estserver.store import Store, Transaction, campaigns, certificates, holders, ordered
 
 __all__ = [
     "ACMEAccount",
@@ -219,8 +218,14 @@ class Authenticator:
 
     def finding_holder(self, credential: CertificateCredential) -> Steps[CertificateRecord]:
         """Return the steps of `holder`."""
-        digest = hashlib.sha256(credential.der).digest()
-        record = yield from look(lambda tx: certificates.by_sha256(tx, digest))
+        record, _ = yield from self._finding_holder(credential)
+        return record
+
+    def _finding_holder(
+        self, credential: CertificateCredential
+    ) -> Steps[tuple[CertificateRecord, Invitation | None]]:
+        """Find a certificate that may be used, and its registration if it has one."""
+        record, invitation = yield from read(holders.find, credential.der)
         if record is None:
             raise CertificateRefused(
                 "this certificate was not issued here: present the one you want to renew",
@@ -242,7 +247,7 @@ class Authenticator:
                 reason="not-yet-valid",
                 values=shown,
             )
-        return record
+        return record, invitation
 
     def renew(
         self,
@@ -266,17 +271,17 @@ class Authenticator:
         pin: PINCredential | ConfirmedPIN | None = None,
     ) -> Steps[Entitlement]:
         """Return the steps of `renew`."""
-        record = yield from self.finding_holder(credential)
+        record, invitation = yield from self._finding_holder(credential)
         rules = self._profiles.get(record.profile)
         if rules is None or record.profile.startswith("_"):
             raise NotEntitled("certificates of this kind are not renewed here")
         if profile is not None and profile != record.profile:
             raise NotEntitled(f"this certificate is not renewed at the label {profile}")
         yield from self._requiring_time(record, rules)
-        invitation = None
-        if record.invitation is not None:
-            invitation = yield from self._invitations.getting(record.invitation)
+        if invitation is not None:
             self._require_open(invitation)
+        elif record.invitation is not None:
+            raise NotFound(f"there is no invitation {record.invitation}")
         auth = rules.settings.renewal.auth
         if auth is RenewalAuth.PIN:
             raise NotEntitled("certificates of this kind are renewed with a PIN: ask for one")

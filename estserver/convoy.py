@@ -74,6 +74,7 @@ class Convoy:
     def __init__(self, store: Store, executor: Executor) -> None:
         """`executor` is where steps that take long are done apart."""
         self._store = store
+        self._reader = store.reader()
         self._executor = executor
         self._arrivals: queue.SimpleQueue[_Walk | None] = queue.SimpleQueue()
         self._away = 0
@@ -109,6 +110,7 @@ class Convoy:
             company = len(walks)
             while walks:
                 walks = self._turn(walks)
+        self._reader.close()
 
     def _arrived(self, company: int) -> list[_Walk | None]:
         """Wait for somebody, and a moment for as many as the last `company` had.
@@ -198,7 +200,7 @@ class Convoy:
         self._do(again, run_all)
 
     def _read_all(self, runs: Sequence[_Run]) -> Sequence[_Tell]:
-        return [partial(self._store.read, run) for run in runs]
+        return [partial(self._reader.read, run) for run in runs]
 
     def _write_all(self, runs: Sequence[_Run]) -> Sequence[_Tell]:
         try:

@@ -12,6 +12,7 @@ import base64
 import hashlib
 import hmac
 import secrets
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -42,7 +43,7 @@ from estserver.names import check_text, parse_general_name
 from estserver.profiles import Profile
 from estserver.registration import Handover, Registration
 from estserver.settings import Limits
-from estserver.steps import Steps, look, read, walk
+from estserver.steps import Steps, read, walk
 from estserver.store import Store, Transaction, outbox, registrations
 from estserver.store.registrations import PINHash
 from estserver.throttling import SourceThrottle
@@ -187,7 +188,7 @@ class Invitations:
 
     def getting(self, number: str) -> Steps[Invitation]:
         """Return the steps of `get`."""
-        found = yield from look(lambda tx: registrations.get(tx, number))
+        found = yield from read(_by_number, number)
         if found is None:
             raise NotFound(f"there is no invitation {number}")
         return found
@@ -416,6 +417,11 @@ class Invitations:
 
         self._store.write(unit)
         return invitation
+
+
+def _by_number(tx: Transaction, numbers: Sequence[str]) -> list[Invitation | None]:
+    found = registrations.by_numbers(tx, numbers)
+    return [found.get(number) for number in numbers]
 
 
 def _post_invitation(tx: Transaction, invitation: Invitation) -> None:

@@ -17,12 +17,13 @@ from estserver.model import (
 )
 from estserver.names import decode_name, decode_names
 from estserver.sortable_ids import first_id
+from estserver.store import prepared
 from estserver.store.engine import Transaction, from_unix, to_unix
 from estserver.store.journalling import tell_abandoned, tell_certificate
 from estserver.store.tables import certificate_bytes, certificates, enrollments
 
 
-def enrollment_of(row: sa.Row[Any]) -> Enrollment:
+def enrollment_of(row: Any) -> Enrollment:
     """Return a row of enrollments as a value."""
     return Enrollment(
         id=row.id,
@@ -45,7 +46,7 @@ def enrollment_of(row: sa.Row[Any]) -> Enrollment:
     )
 
 
-def _record(row: sa.Row[Any]) -> CertificateRecord:
+def _record(row: Any) -> CertificateRecord:
     return CertificateRecord(
         enrollment=row.enrollment,
         issuer=row.issuer,
@@ -75,17 +76,15 @@ def enrollment(tx: Transaction, identifier: str) -> Enrollment | None:
     return None if row is None else enrollment_of(row)
 
 
-_OF_KEYS = (
-    sa.select(enrollments)
-    .where(enrollments.c.spki_sha256.in_(sa.bindparam("digests", expanding=True)))
-    .order_by(enrollments.c.id.desc())
+_OF_KEYS = prepared.Lookup(
+    sa.select(enrollments).order_by(enrollments.c.id.desc()), enrollments.c.spki_sha256
 )
 
 
 def enrollments_of_keys(tx: Transaction, digests: Sequence[bytes]) -> dict[bytes, list[Enrollment]]:
     """Return what was asked for each of some keys, newest first; keys never seen are left out."""
     found: dict[bytes, list[Enrollment]] = {}
-    for row in tx.connection.execute(_OF_KEYS, {"digests": digests}):
+    for row in _OF_KEYS.run(tx.connection, set(digests)):
         found.setdefault(bytes(row.spki_sha256), []).append(enrollment_of(row))
     return found
 
@@ -238,18 +237,33 @@ def der(tx: Transaction, identifier: str) -> bytes | None:
     return None if value is None else bytes(value)
 
 
+_BY_ENROLLMENT = prepared.Lookup(sa.select(certificates), certificates.c.enrollment)
+_HOLD = prepared.Lookup(
+    sa.select(certificates).with_for_update(read=True), certificates.c.enrollment
+)
+
+
 def certificate(
     tx: Transaction, identifier: str, *, hold: bool = False
 ) -> CertificateRecord | None:
     """Find a certificate by its enrollment id; `hold` keeps it as it is until the commit."""
-    query = sa.select(certificates).where(certificates.c.enrollment == identifier)
-    row = tx.connection.execute(query.with_for_update(read=True) if hold else query).one_or_none()
-    return None if row is None else _record(row)
+    rows = (_HOLD if hold else _BY_ENROLLMENT).run(tx.connection, [identifier])
+    return next(map(_record, rows), None)
 
 
 def by_sha256(tx: Transaction, digest: bytes) -> CertificateRecord | None:
     """Find exactly the certificate whose DER has this SHA-256."""
-    return _one(tx, certificates.c.sha256 == digest)
+    return by_digests(tx, [digest])[0]
+
+
+_BY_DIGEST = prepared.Lookup(sa.select(certificates), certificates.c.sha256)
+
+
+def by_digests(tx: Transaction, digests: Sequence[bytes]) -> list[CertificateRecord | None]:
+    """Find exactly the certificates whose DER have these SHA-256."""
+    rows = map(_record, _BY_DIGEST.run(tx.connection, set(digests)))
+    found = {record.sha256: record for record in rows}
+    return [found.get(digest) for digest in digests]
 
 
 def by_issuer_serial(tx: Transaction, issuer: str, serial: int) -> CertificateRecord | None:
@@ -270,9 +284,7 @@ def by_spki(tx: Transaction, digest: bytes) -> list[CertificateRecord]:
     return certified_among(tx, [digest]).get(digest, [])
 
 
-_CERTIFIED = sa.select(certificates).where(
-    certificates.c.spki_sha256.in_(sa.bindparam("digests", expanding=True))
-)
+_CERTIFIED = prepared.Lookup(sa.select(certificates), certificates.c.spki_sha256)
 
 
 def certified_among(
@@ -280,7 +292,7 @@ def certified_among(
 ) -> dict[bytes, list[CertificateRecord]]:
     """Return the certificates of each of some keys; keys never certified are left out."""
     found: dict[bytes, list[CertificateRecord]] = {}
-    for row in tx.connection.execute(_CERTIFIED, {"digests": digests}):
+    for row in _CERTIFIED.run(tx.connection, set(digests)):
         found.setdefault(bytes(row.spki_sha256), []).append(_record(row))
     return found
 

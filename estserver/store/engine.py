@@ -31,9 +31,19 @@ from estserver.journal import Entry, Journal
 from estserver.model import Clock, Event, Origin
 from estserver.store import audit
 from estserver.store.gate import Gate
+from estserver.store.kept import Kept
 
 T = TypeVar("T")
 _GROUP = 256
+_PRAGMAS = (
+    "journal_mode=WAL",
+    "synchronous=FULL",
+    "foreign_keys=ON",
+    # What is purged must not lie on in free pages: not every build of SQLite sees to it.
+    "secure_delete=ON",
+    # Pages, 32 MB: what the indexes touch again and again goes to the database once.
+    "wal_autocheckpoint=8000",
+)
 _BUSY_SECONDS = 5
 _WAIT_SECONDS = 20
 _LAST_SECONDS = 6
@@ -136,6 +146,7 @@ class Store:
             if self._engine.dialect.name == "postgresql"
             else self._engine
         )
+        self._writer = Kept(self._engine.execution_options(estserver_write=True))
         self._queue: queue.SimpleQueue[list[_Unit] | None] = queue.SimpleQueue()
         self._closed = False
         self._closing = threading.Lock()
@@ -185,6 +196,10 @@ class Store:
         with database_errors(), self._reader.connect() as connection, connection.begin():
             return run(Transaction(connection, self._clock.now()))
 
+    def reader(self) -> "Reader":
+        """Return what reads for one thread that does so all the time; the caller closes it."""
+        return Reader(self._reader, self._clock)
+
     def commits(self, topic: str) -> int:
         """Count the commits of this process that named `topic`: memory is stale once it grew."""
         return self._commits[topic]
@@ -197,6 +212,7 @@ class Store:
             self._closed = True
             self._queue.put(None)
         self._thread.join()
+        self._writer.close()
         self._engine.dispose()
         self._gate.close()
 
@@ -254,11 +270,7 @@ class Store:
 
         Raises _Failed: one of them has failed, and there are no savepoints.
         """
-        with (
-            self._gate.passing(),
-            self._engine.connect().execution_options(estserver_write=True) as connection,
-            connection.begin(),
-        ):
+        with self._gate.passing(), self._writer.transaction() as connection:
             head = self._head or audit.open_chain(connection, self._next_writer())
             entries: list[Entry] = []
             for unit in group:
@@ -303,6 +315,23 @@ class Store:
         """Name a chain: after a failed commit nobody knows whether the old one has grown."""
         self._writer_id = f"{self._writer_id.rsplit('.', 1)[0]}.{secrets.token_hex(2)}"
         return self._writer_id
+
+
+class Reader:
+    """Reads as `Store.read` does, over a connection of its own. For one thread at a time."""
+
+    def __init__(self, engine: sa.Engine, clock: Clock) -> None:
+        self._kept = Kept(engine)
+        self._clock = clock
+
+    def read(self, run: Callable[[Transaction], T]) -> T:
+        """Run `run` on a snapshot and return its result. Raises Unavailable."""
+        with database_errors(), self._kept.transaction() as connection:
+            return run(Transaction(connection, self._clock.now()))
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._kept.close()
 
 
 def _outcome(future: Future[T], begun_by: float) -> Callable[[], T]:
@@ -350,21 +379,26 @@ _ENTANGLED = ("40P01", "40001")
 """SQLSTATE of deadlocks and of conflicts between transactions."""
 
 
+_DAMAGED = "the database file is damaged: restore it from a backup"
+"""SQLite's DatabaseError itself, none of its kinds, tells of a file whose pages make no sense."""
+
+
 @contextlib.contextmanager
 def database_errors() -> Iterator[None]:
     """Turn a busy, full, read-only or lost database into Unavailable, a damaged one into Fault."""
     try:
         yield
-    # Bare sqlite3 errors come from setting up a new connection, OSError from the gate.
+    # Bare sqlite3 errors come from new connections and from BEGIN, OSError from the gate.
     except (*_OUTAGES, sa.exc.TimeoutError, sqlite3.OperationalError, OSError) as error:
         raise _busy() from error
     except sa.exc.DBAPIError as error:
         if error.connection_invalidated:
             raise _busy() from error
-        # SQLite says so of a file whose pages make no sense.
         if type(error.orig) is sqlite3.DatabaseError:
-            raise Fault("the database file is damaged: restore it from a backup") from error
+            raise Fault(_DAMAGED) from error
         raise
+    except sqlite3.DatabaseError as error:
+        raise Fault(_DAMAGED) from error
 
 
 def _busy() -> Unavailable:
@@ -401,14 +435,13 @@ def _engine(url: str) -> sa.Engine:
     def _configure(connection: sqlite3.Connection, _record: object) -> None:
         # The driver's own transactions begin late and lose concurrent updates.
         connection.isolation_level = None
-        # What is purged must not lie on in free pages: not every build of SQLite sees to it.
-        pragmas = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "secure_delete=ON")
-        for pragma in pragmas:
+        for pragma in _PRAGMAS:
             connection.execute(f"PRAGMA {pragma}")
 
     @sa_event.listens_for(engine, "begin")
     def _begin(connection: sa.Connection) -> None:
         write = connection.get_execution_options().get("estserver_write", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+        # Not through SQLAlchemy, which takes longer to say it than SQLite to do it.
+        connection.connection.cursor().execute("BEGIN IMMEDIATE" if write else "BEGIN")
 
     return engine

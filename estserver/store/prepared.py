@@ -1,12 +1,14 @@
-"""Statements compiled once, for rows that are written hundreds of times a second.
+"""Statements compiled once, for rows that are written and looked up hundreds of times a second.
 
-SQLAlchemy needs several times as long to look a statement up and to bind a row as SQLite needs to
-write it. The tables stay its own; only the text it makes of a statement is kept and run by the
-driver, for all rows of a group at once.
+SQLAlchemy needs several times as long to look a statement up, to bind its parameters and to make
+its rows as SQLite needs to run it. The tables and the statements stay its own; only the text it
+makes of a statement is kept, and run by the driver in the transaction under way.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections import namedtuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from json import loads
+from typing import Any, NoReturn
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -16,31 +18,48 @@ _DIALECTS: Mapping[str, sa.Dialect] = {
     "sqlite": sqlite.dialect(paramstyle="named"),
     "postgresql": psycopg.dialect(),  # type: ignore[no-untyped-call]  # SQLAlchemy has no type there
 }
-_KEEP_COUNT = {"preserve_rowcount": True}
+
+
+class _Text:
+    """The text of a statement and the parameters that never change, as one database wants them."""
+
+    __slots__ = ("fixed", "text")
+
+    def __init__(self, statement: sa.ClauseElement, dialect: str) -> None:
+        compiled = statement.compile(dialect=_DIALECTS[dialect])
+        self.text = str(compiled)
+        self.fixed = {key: value for key, value in compiled.params.items() if value is not None}
 
 
 class Prepared:
-    """One statement without result rows, as both databases want it.
+    """One INSERT or UPDATE, as both databases want it.
 
     Rows hold what the drivers take as it is: text, integers, bytes; JSON columns as text.
     """
 
     def __init__(self, statements: Mapping[str, sa.Insert | sa.Update]) -> None:
         """`statements` by name of the dialect."""
-        self._texts = {}
-        for name, dialect in _DIALECTS.items():
-            compiled = statements[name].compile(dialect=dialect)
-            fixed = {key: value for key, value in compiled.params.items() if value is not None}
-            self._texts[name] = str(compiled), fixed
+        self._texts = {name: _Text(statements[name], name) for name in _DIALECTS}
 
     def run(self, connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> int:
         """Run the statement for each of `rows`; return how many rows of the table it changed."""
         if not rows:
             return 0
-        text, fixed = self._texts[connection.dialect.name]
-        parameters = [{**fixed, **row} for row in rows]
-        result = connection.exec_driver_sql(text, parameters, execution_options=_KEEP_COUNT)
-        return result.rowcount
+        how = self._texts[connection.dialect.name]
+        cursor = _cursor(connection)
+        try:
+            if len(rows) == 1:
+                cursor.execute(how.text, {**how.fixed, **rows[0]})
+            else:
+                cursor.executemany(how.text, [{**how.fixed, **row} for row in rows])
+        except Exception as error:  # noqa: BLE001 - whatever the driver raises, and nothing else
+            _fail(connection, how, error)
+        changed: int = cursor.rowcount
+        return changed
+
+    def run_each(self, connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Do as `run` does; return for each of `rows` how many rows of the table it changed."""
+        return [self.run(connection, [row]) for row in rows]
 
 
 def insert(table: sa.Table, *columns: str) -> Prepared:
@@ -57,3 +76,82 @@ def insert(table: sa.Table, *columns: str) -> Prepared:
 def update(statement: sa.Update) -> Prepared:
     """Prepare an UPDATE; its parameters must not have the names of columns."""
     return Prepared(dict.fromkeys(_DIALECTS, statement))
+
+
+class Lookup:
+    """One SELECT of the rows in which a column has one of some values."""
+
+    def __init__(self, select: sa.Select[Any], column: sa.ColumnElement[Any]) -> None:
+        """`select`: what to look up, without the condition on `column`."""
+        array = postgresql.ARRAY(column.type)
+        self._texts = {
+            # A look at the index for each value costs less than text that fits their number.
+            "sqlite": _Text(select.where(column == sa.bindparam("value")), "sqlite"),
+            "postgresql": _Text(
+                select.where(column == sa.any_(sa.bindparam("values", type_=array))), "postgresql"
+            ),
+        }
+        columns = list(select.selected_columns)
+        # Its fields are the columns, which no class could know.
+        self._row: Any = namedtuple("Row", [column.name for column in columns])  # type: ignore[misc]  # noqa: PYI024 - see above
+        self._conversions = [
+            (number, convert)
+            for number, column in enumerate(columns)
+            if (convert := _conversion(column.type)) is not None
+        ]
+
+    def run(self, connection: sa.Connection, values: Iterable[Any]) -> Iterator[Any]:
+        """Yield the rows for each of `values`, which all differ: bytes, text, integers, bool.
+
+        The order of the SELECT holds for the rows of one value.
+        """
+        name = connection.dialect.name
+        how = self._texts[name]
+        asked = [{"value": v} for v in values] if name == "sqlite" else [{"values": list(values)}]
+        cursor = _cursor(connection)
+        for parameters in asked:
+            try:
+                cursor.execute(how.text, {**how.fixed, **parameters})
+                rows = cursor.fetchall()
+            except Exception as error:  # noqa: BLE001 - whatever the driver raises
+                _fail(connection, how, error)
+            for row in rows:
+                yield self._row._make(self._converted(row))
+
+    def _converted(self, row: Sequence[Any]) -> Sequence[Any]:
+        if not self._conversions:
+            return row
+        fields = list(row)
+        for number, convert in self._conversions:
+            fields[number] = convert(fields[number])
+        return fields
+
+
+def _conversion(kind: sa.types.TypeEngine[Any]) -> Callable[[Any], Any] | None:
+    """Return what makes of the driver's value the one that the column means."""
+    if isinstance(kind, sa.Boolean):
+        return bool
+    if isinstance(kind, sa.JSON):
+        return _json
+    return None
+
+
+def _json(value: Any) -> Any:
+    return loads(value) if isinstance(value, str) else value
+
+
+def _cursor(connection: sa.Connection) -> Any:
+    return connection.connection.cursor()
+
+
+def _fail(connection: sa.Connection, how: _Text, error: Exception) -> NoReturn:
+    """Raise what SQLAlchemy would have raised, without the parameters."""
+    driver = connection.dialect.loaded_dbapi
+    if not isinstance(error, driver.Error):
+        raise error
+    lost = connection.dialect.is_disconnect(error, connection.connection.dbapi_connection, None)
+    if lost:
+        connection.invalidate(error)
+    raise sa.exc.DBAPIError.instance(
+        how.text, None, error, driver.Error, connection_invalidated=lost, dialect=connection.dialect
+    ) from error

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 
 from estserver.model import Door, Invitation, InvitationState, Language
 from estserver.names import format_general_name, parse_general_name
+from estserver.store import prepared
 from estserver.store.engine import Transaction, from_unix, to_unix
 from estserver.store.findable import remember, terms_of
 from estserver.store.journalling import tell_registration
@@ -24,7 +25,7 @@ class PINHash:
     digest: bytes
 
 
-def _invitation(row: sa.Row[Any]) -> Invitation:
+def _invitation(row: Any) -> Invitation:
     return Invitation(
         number=row.number,
         profile=row.profile,
@@ -97,26 +98,20 @@ def add(
     return added
 
 
+_BY_NUMBER = prepared.Lookup(sa.select(invitations), invitations.c.number)
+_HOLD = prepared.Lookup(sa.select(invitations).with_for_update(read=True), invitations.c.number)
+
+
 def get(tx: Transaction, number: str, *, hold: bool = False) -> Invitation | None:
     """Find an invitation by its number; `hold` keeps it as it is until the commit."""
-    query = sa.select(invitations).where(invitations.c.number == number)
-    row = tx.connection.execute(query.with_for_update(read=True) if hold else query).one_or_none()
-    return None if row is None else _invitation(row)
-
-
-_BY_NUMBERS = sa.select(invitations).where(
-    invitations.c.number.in_(sa.bindparam("numbers", expanding=True))
-)
-_HELD = _BY_NUMBERS.with_for_update(read=True)
+    return by_numbers(tx, [number], hold=hold).get(number)
 
 
 def by_numbers(
     tx: Transaction, numbers: Collection[str], *, hold: bool = False
 ) -> dict[str, Invitation]:
     """Find invitations by their numbers; `hold` keeps them as they are until the commit."""
-    if not numbers:
-        return {}
-    rows = tx.connection.execute(_HELD if hold else _BY_NUMBERS, {"numbers": list(numbers)})
+    rows = (_HOLD if hold else _BY_NUMBER).run(tx.connection, sorted(set(numbers)))
     return {row.number: _invitation(row) for row in rows}
 
 
@@ -128,15 +123,14 @@ def by_url(tx: Transaction, url_hash: bytes) -> Invitation | None:
     return None if row is None else _invitation(row)
 
 
-_BY_PINS = sa.select(invitations).where(
-    invitations.c.pin_scheme == "hmac",
-    invitations.c.pin_hash.in_(sa.bindparam("digests", expanding=True)),
+_BY_PINS = prepared.Lookup(
+    sa.select(invitations).where(invitations.c.pin_scheme == "hmac"), invitations.c.pin_hash
 )
 
 
 def by_pins(tx: Transaction, digests: Sequence[bytes]) -> list[Invitation | None]:
     """Find the invitations of long PINs by the keyed hashes of those."""
-    rows = tx.connection.execute(_BY_PINS, {"digests": list(set(digests))})
+    rows = _BY_PINS.run(tx.connection, set(digests))
     found = {bytes(row.pin_hash): _invitation(row) for row in rows}
     return [found.get(digest) for digest in digests]
 
@@ -208,16 +202,17 @@ def set_pin(tx: Transaction, number: str, pin: PINHash, *, expires_at: datetime)
 _TAKE = (
     sa.update(invitations)
     .where(
-        invitations.c.number.in_(sa.bindparam("numbers", expanding=True)),
+        invitations.c.number == sa.bindparam("wanted"),
         invitations.c.state == InvitationState.OPEN.value,
         invitations.c.units_used + sa.bindparam("count") <= invitations.c.units,
     )
     .values(units_used=invitations.c.units_used + sa.bindparam("count"))
-    .returning(invitations.c.number)
 )
-_SPEND = _TAKE.where(invitations.c.expires_at > sa.bindparam("now"))
-_SPEND_BOUND = _TAKE.where(
-    sa.or_(invitations.c.renew_until.is_(None), invitations.c.renew_until > sa.bindparam("now"))
+_SPEND = prepared.update(_TAKE.where(invitations.c.expires_at > sa.bindparam("now")))
+_SPEND_BOUND = prepared.update(
+    _TAKE.where(
+        sa.or_(invitations.c.renew_until.is_(None), invitations.c.renew_until > sa.bindparam("now"))
+    )
 )
 
 
@@ -227,13 +222,11 @@ def spend_units(tx: Transaction, wanted: Mapping[str, int], *, bound: bool = Fal
     Returns those that are open, in time and had as many left; from the others none was taken.
     `bound` as in `spend_unit`.
     """
-    statement = _SPEND_BOUND if bound else _SPEND
-    taken: set[str] = set()
-    for count in set(wanted.values()):
-        numbers = [number for number, units in wanted.items() if units == count]
-        parameters = {"numbers": numbers, "now": tx.at, "count": count}
-        taken.update(tx.connection.execute(statement, parameters).scalars())
-    return taken
+    # In one order for all, or two transactions would wait for each other.
+    asked = sorted(wanted.items())
+    rows = [{"wanted": number, "now": tx.at, "count": count} for number, count in asked]
+    changed = (_SPEND_BOUND if bound else _SPEND).run_each(tx.connection, rows)
+    return {number for (number, _), taken in zip(asked, changed, strict=True) if taken}
 
 
 def spend_unit(tx: Transaction, number: str, *, bound: bool = False) -> bool:

@@ -6,6 +6,7 @@ from datetime import datetime
 import sqlalchemy as sa
 
 from estserver.model import CertificateState, RevocationReason
+from estserver.store import prepared
 from estserver.store.engine import Transaction, from_unix
 from estserver.store.journalling import tell_release, tell_revocation
 from estserver.store.tables import blocked_keys, certificates, crl_floors, crls, hold_endings
@@ -145,14 +146,12 @@ def is_blocked(tx: Transaction, spki_sha256: bytes) -> bool:
     return bool(blocked_among(tx, [spki_sha256]))
 
 
-_BLOCKED = sa.select(blocked_keys.c.spki_sha256).where(
-    blocked_keys.c.spki_sha256.in_(sa.bindparam("digests", expanding=True))
-)
+_BLOCKED = prepared.Lookup(sa.select(blocked_keys.c.spki_sha256), blocked_keys.c.spki_sha256)
 
 
 def blocked_among(tx: Transaction, digests: Sequence[bytes]) -> set[bytes]:
     """Return which of some public keys were blocked."""
-    return {bytes(row[0]) for row in tx.connection.execute(_BLOCKED, {"digests": digests})}
+    return {bytes(row[0]) for row in _BLOCKED.run(tx.connection, set(digests))}
 
 
 def newest_crl_number(tx: Transaction, issuer: str) -> int:

@@ -2,7 +2,6 @@
 
 import fcntl
 import sqlite3
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
@@ -197,16 +196,13 @@ def test_a_database_that_is_gone_is_unavailable_and_comes_back(
 def test_a_full_database_is_unavailable_and_recovers(sqlite_store: Store) -> None:
     sqlite_store.write(lambda tx: put(tx, "before"))
 
-    def limit(pages: int) -> Callable[[sqlite3.Connection, object], None]:
-        def listener(connection: sqlite3.Connection, _: object) -> None:
-            connection.execute(f"PRAGMA max_page_count = {pages}")
+    def full(connection: sa.Connection) -> None:
+        connection.exec_driver_sql("PRAGMA max_page_count = 1")
 
-        return listener
+    def roomy(connection: sa.Connection) -> None:
+        connection.exec_driver_sql("PRAGMA max_page_count = 1000000")
 
-    pool = sqlite_store.engine.pool
-    full = limit(1)
-    sa.event.listen(pool, "connect", full)
-    sqlite_store.engine.dispose()
+    sa.event.listen(sqlite_store.engine, "begin", full)
 
     def big(tx: Transaction) -> None:
         put(tx, "big" + "x" * 500_000)
@@ -214,8 +210,8 @@ def test_a_full_database_is_unavailable_and_recovers(sqlite_store: Store) -> Non
     answers = in_one_group(sqlite_store, [lambda tx: put(tx, "small"), big])
     assert any(isinstance(answer, Unavailable) for answer in answers)
     assert "before" in keys(sqlite_store)
-    sa.event.remove(pool, "connect", full)
-    sqlite_store.engine.dispose()
+    sa.event.remove(sqlite_store.engine, "begin", full)
+    sa.event.listen(sqlite_store.engine, "begin", roomy)
     sqlite_store.write(big)
     assert len(keys(sqlite_store)) in {2, 3}
 
