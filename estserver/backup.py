@@ -24,7 +24,7 @@ from estserver.ca.acceptance import read_certificates, same_authority
 from estserver.config import Settings
 from estserver.core import Core
 from estserver.errors import BadInput
-from estserver.files import write_private
+from estserver.files import PRIVATE, drafted, write_private
 from estserver.model import Clock, Event, Origin
 from estserver.store import Store, dumping, health
 
@@ -224,9 +224,10 @@ def restore(
                 raise BadInput(
                     f"{path}: is missing or not what was backed up: nothing was restored"
                 )
-        there = (into / manifest.configuration).exists()
-        bring_back = _bring_back_database if there else _bring_back_all
-        restored = bring_back(source, manifest, into, written)
+        if (into / manifest.configuration).exists():
+            restored = _look_around(source, manifest, into)
+        else:
+            restored = _bring_back_all(source, manifest, into, written)
         dumping.refill(restored.settings.database_url, source / _DATABASE)
         if (database := restored.settings.database_file) is not None:
             written.append(database)
@@ -251,10 +252,8 @@ def _bring_back_all(source: Path, manifest: Manifest, into: Path, written: list[
     return Restored(into / manifest.configuration, manifest, settings, database_only=False)
 
 
-def _bring_back_database(
-    source: Path, manifest: Manifest, into: Path, _written: list[Path]
-) -> Restored:
-    """Look at what else the backup has, and put none of it back."""
+def _look_around(source: Path, manifest: Manifest, into: Path) -> Restored:
+    """See what is there of an instance that lacks its database alone; put nothing back."""
     configuration = into / manifest.configuration
     settings = config.load(configuration)
     dumping.require_empty(settings.database_url)
@@ -331,11 +330,8 @@ def _is_there(file: Kept, into: Path) -> bool:
 
 def _put(source: Path, place: Path, mode: int) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
-    with os.fdopen(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(source.read_bytes())
-        file.flush()
-        os.fsync(file.fileno())
-    place.chmod(mode & 0o777)
+    with source.open("rb") as copy, drafted(place, copy, mode=PRIVATE) as draft:
+        draft.chmod(mode & 0o777)
 
 
 def _record(restored: Restored, clock: Clock, by: str, origin: Origin) -> None:
