@@ -7,20 +7,16 @@ from typing import Any
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, pkcs12
+from cryptography.hazmat.primitives.serialization import pkcs12
 from playwright.sync_api import Browser, BrowserContext, Download, Page, Route, sync_playwright
 
 from estserver.model import Language
-from tests.browsers.gallery import confirm, link
+from tests.browsers.gallery import STEP, confirm, link
 from tests.live import ORIGIN, Live
-from tests.web.applicant import issued
+from tests.web.applicant import APPROVAL, SERVER_KEY, MakeLive, issued
 
-MakeLive = Callable[[str], Live]
 Open = Callable[..., Page]
-APPROVAL = "\n[profiles.person]\napproval = true\n"
-EVERYTHING = "\n[profiles.person]\nserver_key = true\n"
 EVIL = '"><svg onload=alert(1)><img src=x onerror=alert(2)>'
-STEP = '[aria-current="step"]'
 
 
 @pytest.fixture(scope="module")
@@ -71,16 +67,11 @@ def opened(download: Download, password: str) -> pkcs12.PKCS12KeyAndCertificates
     return pkcs12.load_pkcs12(Path(download.path()).read_bytes(), password.encode())
 
 
-def public(key: Any) -> bytes:
-    encoded: bytes = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    return encoded
-
-
 def assert_whole(file: pkcs12.PKCS12KeyAndCertificates, certificate: x509.Certificate) -> None:
     assert file.cert is not None
     assert file.key is not None
     assert file.cert.certificate == certificate
-    assert public(file.key.public_key()) == public(certificate.public_key())
+    assert file.key.public_key() == certificate.public_key()
     assert file.additional_certs[0].certificate.subject == certificate.issuer
     assert len(file.additional_certs) == 2
 
@@ -335,7 +326,7 @@ def test_a_browser_without_webcrypto_is_told(shared: Live, open_page: Open) -> N
 def test_without_scripts_a_csr_goes_and_the_caution_stands(
     make_live: MakeLive, open_page: Open
 ) -> None:
-    live = make_live(EVERYTHING)
+    live = make_live(SERVER_KEY)
     handover = live.invite("person")
     page = open_page(java_script_enabled=False)
     confirm(page, live, handover)
