@@ -51,7 +51,8 @@ class Process:
         with self.log.open("ab") as log:
             self.child = subprocess.Popen(
                 [*self._command, "serve", *self.arguments],
-                env={**os.environ, **self.environment},
+                # What a killed one leaves behind goes with the test.
+                env={**os.environ, "TMPDIR": str(self.live.directory), **self.environment},
                 stdout=log,
                 stderr=log,
                 cwd=_REPOSITORY,
