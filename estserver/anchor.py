@@ -17,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from estserver.errors import ConfigurationError
+from estserver.files import give, make_folder
 from estserver.store import Store, Transaction, audit_checks, from_unix
 from estserver.store.audit_checks import Anchor
 
@@ -106,10 +107,13 @@ class AnchorFile:
     @contextmanager
     def _alone(self) -> Iterator[int]:
         """Open the file for appending, which nobody else does meanwhile; end a torn line."""
-        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(self.path.parent)
+        is_new = not self.path.exists()
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
         descriptor = os.open(self.path, flags, 0o600)
         try:
+            if is_new:
+                give(descriptor, self.path.parent.stat())
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             whole = os.pread(descriptor, os.fstat(descriptor).st_size, 0).rfind(b"\n") + 1
             os.ftruncate(descriptor, whole)

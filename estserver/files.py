@@ -14,7 +14,7 @@ PRIVATE, _PUBLIC = 0o600, 0o666
 
 def write_private(path: Path, content: bytes) -> None:
     """Write a file that only its owner may read. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_folder(path.parent)
     with drafted(path, BytesIO(content), mode=PRIVATE):
         pass
 
@@ -29,9 +29,8 @@ def write_public(path: Path, content: bytes) -> None:
 def drafted(path: Path, content: BinaryIO, *, mode: int | None = None) -> Iterator[Path]:
     """Write `content` beside `path`; it takes its place once the body ends, never if that fails.
 
-    It keeps owner and, without `mode`, mode of the file that it replaces. A new one that root
-    makes belongs to whom its folder belongs to: the service must be able to read it. No link is
-    followed: root may be writing where somebody else may make one. Raises OSError.
+    It keeps owner and, without `mode`, mode of the file that it replaces. No link is followed: root
+    may be writing where somebody else may make one. Raises OSError.
     """
     draft = path.with_name(path.name + ".new")
     draft.unlink(missing_ok=True)
@@ -42,11 +41,7 @@ def drafted(path: Path, content: BinaryIO, *, mode: int | None = None) -> Iterat
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(path.parent)
 
 
 def _write(draft: Path, content: BinaryIO, path: Path, mode: int | None) -> None:
@@ -56,10 +51,37 @@ def _write(draft: Path, content: BinaryIO, path: Path, mode: int | None) -> None
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
     with os.fdopen(os.open(draft, flags, made_with), "wb") as file:
         shutil.copyfileobj(content, file)
-        if os.geteuid() == 0:
-            owner = before or path.parent.stat()
-            os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
+        give(file.fileno(), before or path.parent.stat())
         if mode is None and before is not None:
             os.fchmod(file.fileno(), stat.S_IMODE(before.st_mode))
         file.flush()
         os.fsync(file.fileno())
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder for its owner only, with those above it, unless it is there. Raises OSError."""
+    if not folder.exists():
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            give(descriptor, folder.parent.stat())
+        finally:
+            os.close(descriptor)
+
+
+def give(descriptor: int, like: os.stat_result) -> None:
+    """Let what root has just made belong to whom `like` belongs: its folder, or the one before.
+
+    The service, which is not root, must be able to use it. Raises OSError.
+    """
+    if os.geteuid() == 0:
+        os.fchown(descriptor, like.st_uid, like.st_gid)
+
+
+def sync_folder(folder: Path) -> None:
+    """Return once the names in a folder are on the disk. Raises OSError."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from estserver.errors import BadInput, Unavailable
+from estserver.files import give, make_folder, sync_folder
 from estserver.model import Clock
 
 SUFFIX = ".jsonl"
@@ -82,11 +83,8 @@ class _File:
         self.broken = False
         self._durable = 0
         self._syncing = threading.Lock()
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        give(self._descriptor, path.parent.stat())
+        sync_folder(path.parent)
 
     def write(self, octets: bytes) -> int:
         """Append and return the size to wait for. Raises OSError, leaving the file as it was."""
@@ -177,7 +175,7 @@ class FileJournal:
         return self._file
 
     def _begin_file(self) -> _File:
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(self._folder)
         # A name that failed once may be taken by what could not be removed.
         self._attempts += 1
         file = _File(self._folder / f"{self._writer}-{self._attempts:06}{SUFFIX}")

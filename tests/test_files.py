@@ -1,4 +1,4 @@
-"""What ceremonies write: on the disk before it has its name, and still the service's own."""
+"""What root writes for the service: on the disk before it has its name, and the service's own."""
 
 import os
 import stat
@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from estserver.anchor import AnchorFile
 from tests.command_line import Shell
-from tests.live import Workshop
+from tests.live import MovableClock, Workshop
 
 
 @pytest.fixture
@@ -29,6 +30,18 @@ def test_what_root_writes_belongs_to_whom_the_instance_belongs(shell: Shell) -> 
     assert {(path.stat().st_uid, path.stat().st_gid) for path in made} == {owner}
     assert _mode(configuration) == 0o640
     assert _mode(shell.directory / "ca/second.key") == 0o600
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_the_journal_and_the_anchor_that_root_begins_are_the_services(shell: Shell) -> None:
+    for path in (shell.directory, *shell.directory.rglob("*")):
+        os.chown(path, 4711, 4712)
+    shell.run("invite", "--profile", "device", "--device-id", "printer-1")
+    anchor = shell.directory / "journal/audit.anchor"
+    AnchorFile(anchor).begin_anew(MovableClock().now(), "a test")
+    made = [anchor, *(shell.directory / "journal").glob("*.jsonl"), anchor.parent]
+    assert len(made) == 3
+    assert {(path.stat().st_uid, path.stat().st_gid) for path in made} == {(4711, 4712)}
 
 
 def test_a_ceremony_follows_no_link_but_that_of_the_configuration(
