@@ -1,7 +1,7 @@
 """Who asks to be forgotten: all that names somebody goes, by whatever door it came; proofs stay."""
 
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from cryptography import x509
 
 from estserver.campaigns import Campaigns
-from estserver.errors import Conflict
+from estserver.errors import Conflict, Unavailable
 from estserver.invitations import Handover
 from estserver.journal import Reading
 from estserver.model import Door, RevocationReason
@@ -142,6 +142,14 @@ def trail(live: Live) -> list[dict[str, Any]]:
     return live.core.store.read(audit_checks.events)
 
 
+class _Interrupted(ACMEMemory):
+    """The database goes away while it erases."""
+
+    def forget_registrations(self, tx: Transaction, numbers: Sequence[str]) -> None:
+        super().forget_registrations(tx, numbers)
+        raise Unavailable("the database is busy", retry_after=timedelta(seconds=1))
+
+
 def left_over(tx: Transaction, numbers: list[str]) -> tuple[set[str], list[int]]:
     """Return the states of the enrollments, and how many rows ACME still has."""
     states = sa.select(enrollments.c.state).where(enrollments.c.invitation.in_(numbers))
@@ -206,6 +214,11 @@ def test_who_asks_to_be_forgotten_is_and_the_proofs_hold(person: Person) -> None
         *("audit_events.detail", "certificate_bytes.der", "certificates.comment"),
         *("enrollments.reason", "invitations.email", "outbox.recipient", "search_terms.term"),
     }
+    # Killed half-way, it is run again.
+    halfway = Purge(live.core.store, live.clock, Retention(), [_Interrupted()])
+    with pytest.raises(Unavailable):
+        halfway.erase(person.numbers[-1], by="test", origin=ORIGIN)
+    assert verify(live.core).problems == ()
     acme = live.core.store.read(lambda tx: ACMEMemory().actors(tx, person.numbers[0]))
     assert len(acme) == 1
     done = erase_all(person)
@@ -216,7 +229,7 @@ def test_who_asks_to_be_forgotten_is_and_the_proofs_hold(person: Person) -> None
         [0, 0, 0, 0],
     )
     assert sum(one.certificates for one in done) == len(person.serials)
-    assert min(one.events for one in done) > 0
+    assert all(one.events > 0 for one in done[:-1])
     assert sum(one.letters for one in done) > 0
 
     verified = verify(live.core)
