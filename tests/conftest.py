@@ -9,7 +9,7 @@ from hypothesis import settings
 
 from estserver.settings import Database
 from estserver.store import Store, migrate
-from tests.command_line import own_logging
+from tests.command_line import Shell, own_logging
 from tests.live import Live, MovableClock, Workshop, make_template
 from tests.parts import Hierarchy, Parts, make_ca, open_parts
 from tests.postgres import make_database, postgresql
@@ -76,6 +76,12 @@ def shared(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     workshop = Workshop(template)
     yield workshop.make(tmp_path_factory.mktemp("shared") / "instance")
     workshop.close()
+
+
+@pytest.fixture
+def shell(template: Path, tmp_path: Path) -> Shell:
+    """Return the command line of an instance that is not served."""
+    return Shell(Workshop(template).make(tmp_path / "instance", start=False).directory)
 
 
 @pytest.fixture(scope="session")

@@ -8,12 +8,7 @@ import pytest
 
 from estserver.anchor import AnchorFile
 from tests.command_line import Shell
-from tests.live import MovableClock, Workshop
-
-
-@pytest.fixture
-def shell(template: Path, tmp_path: Path) -> Shell:
-    return Shell(Workshop(template).make(tmp_path / "instance", start=False).directory)
+from tests.live import MovableClock
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")

@@ -24,15 +24,10 @@ from estserver.core import open_core
 from estserver.errors import ConfigurationError
 from estserver.model import KeyType
 from tests.command_line import Shell
-from tests.live import MovableClock, Workshop, new_key
+from tests.live import MovableClock, new_key
 from tests.rollover import certify, opens, present, write_pem
 
 _PASSWORD = "open sesame"
-
-
-@pytest.fixture
-def shell(template: Path, tmp_path: Path) -> Shell:
-    return Shell(Workshop(template).make(tmp_path / "instance", start=False).directory)
 
 
 def _corporate() -> Authority:

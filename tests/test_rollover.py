@@ -26,7 +26,6 @@ from tests.live import (
     Holder,
     Live,
     MovableClock,
-    Workshop,
     beside,
     free_ports,
     make_csr,
@@ -35,11 +34,6 @@ from tests.live import (
 )
 from tests.rollover import PROFILES, Rollover, certify, opens, settings_of, write_pem
 from tests.web.visitor import Visitor
-
-
-@pytest.fixture
-def shell(template: Path, tmp_path: Path) -> Shell:
-    return Shell(Workshop(template).make(tmp_path / "instance", start=False).directory)
 
 
 def test_all_certificates_of_a_change_lint_clean(shell: Shell) -> None:
