@@ -509,7 +509,10 @@ def test_the_wizard_shows_a_hold_and_after_it_the_certificate(held_allowed: Live
     assert "only the administrator can end this" in page.seen
     assert 'name="issue"' not in page.text
     assert "一時停止中" in visitor.get(f"{link(handover)}?lang=ja").seen
-    visitor.get(f"{link(handover)}?lang=en")
+    # Nor is the PIN's end what the owner has to know.
+    live.clock.advance(timedelta(days=40))
+    _, page = signed_in(live, handover)
+    assert "This certificate is on hold" in page.title
     fresh = live.core.invitations.new_pin(
         handover.invitation.number, expires=None, by="officer", origin=ORIGIN
     )

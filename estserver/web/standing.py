@@ -169,7 +169,10 @@ def require_redeemable(services: Services, invitation: Invitation) -> None:
     for enrollment, record in services.ra.of_invitation(invitation.number):
         if enrollment.state in _WAITING:
             return
-        if record is not None and record.state_at(now) is CertificateState.VALID:
+        if record is None:
+            continue
+        # What is on hold may be there to be taken tomorrow, and the owner wants to know.
+        if record.on_hold or record.state_at(now) is CertificateState.VALID:
             return
     raise BadCredentials(
         "the PIN has expired: ask the administrator for a new one", reason="expired"
