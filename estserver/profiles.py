@@ -58,6 +58,7 @@ _USAGES = {
 }
 _KEY_USAGES = ("digitalSignature", "contentCommitment", "keyEncipherment", "keyAgreement")
 _SIGNS = frozenset({"digitalSignature", "contentCommitment"})
+_SAID = {"device_id": "device id", "names": "names (of hosts, or addresses)"}
 _CAPABLE = {
     # RFC 4055 §1.2, RFC 8813 §3, RFC 8410 §5, by the first letters of the key type.
     "rs": _SIGNS | {"keyEncipherment"},
@@ -150,7 +151,8 @@ class Profile:
             "names": bool(invitation.names),
         }
         if missing := [need for need in self.settings.requires if not have[need]]:
-            raise BadInput(f"profile {self.name} needs: {', '.join(missing)}")
+            said = ", ".join(_SAID.get(need, need) for need in missing)
+            raise BadInput(f"profile {self.name} needs: {said}")
         for door in sorted(invitation.doors):
             self.require_door(door)
         grant = self.grant(invitation)

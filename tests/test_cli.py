@@ -248,6 +248,7 @@ def test_with_a_mail_server_the_mail_waits_for_the_server(template: Path, tmp_pa
         ),
         (["--profile", "_tls", "--dns", "a.example"], "there is no profile _tls"),
         (["--profile", "person"], "profile person needs: name, email"),
+        (["--profile", "server"], "profile server needs: names (of hosts, or addresses)"),
         (["--profile", "device"], "needs a name to certify"),
         (
             ["--profile", "device", "--device-id", "x", "--door", "web"],
@@ -768,6 +769,23 @@ def test_verify_finds_a_signature_that_is_not_the_issuers(
     shutil.copy(other.configuration.parent / "ca/issuing.crt", live.directory / "ca/issuing.crt")
     shutil.copy(other.configuration.parent / "ca/root.crt", live.directory / "ca/root.crt")
     assert "signature is not that of issuer issuing" in shell.run("verify", status=1).stdout
+
+
+# -- help ------------------------------------------------------------------------------------------
+
+
+def test_help_says_whole_sentences(shell: Shell) -> None:
+    for arguments in ((), ("certificates",), ("ca",)):
+        text = shell.run(*arguments, "--help").stdout
+        assert "..." not in text.partition("Commands:")[2], text
+    words = " ".join(shell.run("certificates", "--help").stdout.split())
+    assert "Revoke every valid certificate that fits all options" in words
+
+
+def test_reasons_are_written_as_rfc_5280_has_them(shell: Shell) -> None:
+    said = shell.run("certificates", "revoke", "1234", "--reason", "lost", status=2).stderr
+    assert "'keyCompromise'" in said
+    assert "'cessationOfOperation'" in said
 
 
 # -- the frame -------------------------------------------------------------------------------------

@@ -2,12 +2,12 @@
 
 import click
 
-from estserver.cli.operator import Operator
+from estserver.cli.operator import Operator, Topic
 from estserver.cli.output import Columns, iso, print_rows
 from estserver.protocols.acme import failure_records, failures
 
 
-@click.group()
+@click.group(cls=Topic)
 def acme() -> None:
     """Look after ACME clients."""
 

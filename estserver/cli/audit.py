@@ -8,11 +8,11 @@ from typing import Any
 
 import click
 
-from estserver.cli.operator import DATE, Operator
+from estserver.cli.operator import DATE, Operator, Topic
 from estserver.store import Store, audit_checks, from_unix
 
 
-@click.group()
+@click.group(cls=Topic)
 def audit() -> None:
     """The audit trail."""
 

@@ -18,7 +18,7 @@ from estserver.ca.hierarchy import KEY_TYPES, common_name, fingerprint
 from estserver.ca.keys import read_secret
 from estserver.ca.rollover import Added, Ceremony, Outside, certify
 from estserver.ca.root_folder import open_root
-from estserver.cli.operator import Operator
+from estserver.cli.operator import Operator, Topic
 from estserver.cli.output import Columns, hint, iso, print_fields, print_rows
 from estserver.core import SystemClock, require_database_file
 from estserver.files import write_public
@@ -44,7 +44,7 @@ _cross = click.option(
 )
 
 
-@click.group()
+@click.group(cls=Topic)
 def ca() -> None:
     """Certification authorities: new ones, existing ones, and a change from one to another."""
 
@@ -72,7 +72,9 @@ def list_command(operator: Operator, *, as_json: bool) -> None:
         for name, chain in chains.items()
     ]
     headings = ("name", "subject", "expires", "root", "root_expires", "state", "profiles")
-    columns = Columns({key.replace("_", " "): key for key in headings}, "No issuer is configured.")
+    columns = Columns(
+        {key.replace("_", " ").capitalize(): key for key in headings}, "No issuer is configured."
+    )
     print_rows(rows, columns, as_json=as_json)
 
 

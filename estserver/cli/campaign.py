@@ -7,7 +7,7 @@ import click
 
 from estserver.campaigns import Campaigns
 from estserver.cli.listing import JSON
-from estserver.cli.operator import DATE, Operator
+from estserver.cli.operator import DATE, Operator, Topic
 from estserver.cli.output import Columns, hint, iso, print_fields, print_rows, shown
 from estserver.cli.revocation import selecting, selection_of
 from estserver.core import Core
@@ -16,7 +16,7 @@ from estserver.store.selection import count
 from estserver.wording import counted
 
 
-@click.group()
+@click.group(cls=Topic)
 def campaign() -> None:
     """Have many certificates renewed early."""
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import click
 
 from estserver.cli.listing import JSON, LIMIT, collect
-from estserver.cli.operator import Operator
+from estserver.cli.operator import Operator, Topic
 from estserver.cli.output import Columns, iso, print_rows
 from estserver.errors import Conflict, NotFound
 from estserver.mail import as_text
@@ -14,7 +14,7 @@ from estserver.store import Transaction, outbox
 from estserver.store.outbox import Letter
 
 
-@click.group()
+@click.group(cls=Topic)
 def mail() -> None:
     """List, read and send again what leaves by mail."""
 

@@ -29,6 +29,9 @@ from estserver.wording import trouble
 
 log = structlog.get_logger("estserver.cli")
 
+_SENTENCE = 200
+"""Longer than the first sentence of any command's help."""
+
 
 @dataclass(frozen=True, slots=True)
 class Operator:
@@ -60,7 +63,23 @@ def _login() -> str:
         return f"uid {os.getuid()}"
 
 
-class Commands(click.Group):
+class Topic(click.Group):
+    """A group of commands whose help says each of them in a whole sentence."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands, wrapped where click would cut their sentences short."""
+        found = {name: self.get_command(ctx, name) for name in self.list_commands(ctx)}
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [
+                    (name, command.get_short_help_str(_SENTENCE))
+                    for name, command in found.items()
+                    if command is not None
+                ]
+            )
+
+
+class Commands(Topic):
     """The outermost group: turns every error into one sentence and an exit status.
 
     `places` names each command and where it is, as module:name; it is imported when called.
@@ -128,6 +147,15 @@ def confirm(question: str) -> None:
         ) from None
     if not agreed:
         raise click.ClickException("nothing was done")
+
+
+class AnyCase(click.Choice[str]):
+    """One of some words as they are written, whatever the case they are typed in."""
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the word as it is written."""
+        meant = (one for one in self.choices if one.casefold() == value.casefold())
+        return super().convert(next(meant, value), param, ctx)
 
 
 class DurationType(click.ParamType[timedelta]):

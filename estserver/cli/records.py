@@ -9,7 +9,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from estserver.cli.listing import CLIENTS, JSON, LIMIT, collect, find_certificate
-from estserver.cli.operator import DURATION, SERIAL, Operator, Serial
+from estserver.cli.operator import DURATION, SERIAL, Operator, Serial, Topic
 from estserver.cli.output import (
     Columns,
     certificate_row,
@@ -73,7 +73,7 @@ def _searched(core: Core, find: Callable[..., list[T]], prefix: str, limit: int 
     return core.store.read(lambda tx: find(tx, prefix, limit=limit or _MOST_FOUND))
 
 
-@click.group()
+@click.group(cls=Topic)
 def invitations() -> None:
     """List, show, change and end registrations."""
 
@@ -209,7 +209,7 @@ def release(operator: Operator, number: str) -> None:
 # -- enrollments -----------------------------------------------------------------------------------
 
 
-@click.group()
+@click.group(cls=Topic)
 def enrollments() -> None:
     """List, show and decide enrollments."""
 
@@ -286,7 +286,7 @@ def reject(operator: Operator, identifier: str, *, reason: str) -> None:
 # -- certificates ----------------------------------------------------------------------------------
 
 
-@click.group()
+@click.group(cls=Topic)
 def certificates() -> None:
     """List, show, export and revoke certificates, or put them on hold."""
 

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
 
 from estserver.cli.listing import find_certificate
-from estserver.cli.operator import DATE, SERIAL, Operator, Serial, confirm
+from estserver.cli.operator import DATE, SERIAL, AnyCase, Operator, Serial, confirm
 from estserver.cli.output import hint
 from estserver.core import Core
 from estserver.errors import BadInput
@@ -30,7 +30,7 @@ _PAUSE_SECONDS = 0.25
 _reason = click.option(
     "--reason",
     required=True,
-    type=click.Choice([reason.value for reason in RevocationReason], case_sensitive=False),
+    type=AnyCase([reason.value for reason in RevocationReason]),
     help="RFC 5280 §5.3.1. keyCompromise blocks the key for ever; certificateHold can be taken "
     "back, where the configuration allows it.",
 )

@@ -3,14 +3,14 @@
 import click
 
 from estserver.cli.listing import JSON
-from estserver.cli.operator import Operator
+from estserver.cli.operator import Operator, Topic
 from estserver.cli.output import Columns, iso, print_rows
 from estserver.errors import NotFound
 from estserver.model import Event
 from estserver.store import Transaction, crls
 
 
-@click.group()
+@click.group(cls=Topic)
 def crl() -> None:
     """List CRLs, or have them made anew."""
 
