@@ -9,18 +9,20 @@ from typing import Any
 import sqlalchemy as sa
 
 from estserver.model import CertificateState, Enrollment, EnrollmentState, RevocationReason, Via
+from estserver.store import prepared
 from estserver.store.certificates import enrollment_of
 from estserver.store.engine import Transaction, to_unix
 from estserver.store.tables import certificate_bytes, certificates, enrollments
 
-_UNDER = (
-    sa.select(enrollments)
-    .where(enrollments.c.authority_key.in_(sa.bindparam("keys", expanding=True)))
-    .order_by(enrollments.c.id.desc())
+_UNDER = prepared.Lookup(
+    sa.select(enrollments).order_by(enrollments.c.id.desc()), enrollments.c.authority_key
 )
-_STATES = sa.select(
-    enrollments.c.authority_key, enrollments.c.id, enrollments.c.state, enrollments.c.reason
-).where(enrollments.c.authority_key.in_(sa.bindparam("keys", expanding=True)))
+_STATES = prepared.Lookup(
+    sa.select(
+        enrollments.c.authority_key, enrollments.c.id, enrollments.c.state, enrollments.c.reason
+    ),
+    enrollments.c.authority_key,
+)
 _ON_HOLD = sa.func.coalesce(certificates.c.reason, "") == RevocationReason.CERTIFICATE_HOLD.value
 _SHOWN = sa.cast(certificates.c.names, sa.Text)
 _PLACE = certificates.c.enrollment + ":" + certificates.c.serial
@@ -57,9 +59,8 @@ def enrollments_under(
 ) -> dict[str, list[Enrollment]]:
     """Return what each authority led to, whatever the key, newest first."""
     found: dict[str, list[Enrollment]] = {}
-    if authority_keys:
-        for row in tx.connection.execute(_UNDER, {"keys": list(authority_keys)}):
-            found.setdefault(row.authority_key, []).append(enrollment_of(row))
+    for row in _UNDER.run(tx.connection, set(authority_keys)):
+        found.setdefault(row.authority_key, []).append(enrollment_of(row))
     return found
 
 
@@ -69,7 +70,7 @@ def enrollment_states(
     """Return id, state and reason of the enrollments under authorities that give one each."""
     return {
         row.authority_key: (row.id, EnrollmentState(row.state), row.reason)
-        for row in tx.connection.execute(_STATES, {"keys": list(authority_keys)})
+        for row in _STATES.run(tx.connection, set(authority_keys))
     }
 
 
@@ -98,21 +99,17 @@ def _before(row: sa.Row[Any]) -> Before:
     return Before(enrollment, f"{int(serial, 16):x}", row.held is not None)
 
 
-_STANDING = (
+_STANDING = prepared.Lookup(
     sa.select(certificates.c.enrollment)
-    .where(
-        certificates.c.enrollment.in_(sa.bindparam("identifiers", expanding=True)),
-        certificates.c.state + "" == CertificateState.VALID.value,
-    )
-    .with_for_update(read=True)
+    .where(certificates.c.state + "" == CertificateState.VALID.value)
+    .with_for_update(read=True),
+    certificates.c.enrollment,
 )
 
 
 def standing_among(tx: Transaction, identifiers: Collection[str]) -> set[str]:
     """Return those of some enrollments whose certificates are valid; they stay so to the commit."""
-    if not identifiers:
-        return set()
-    return set(tx.connection.execute(_STANDING, {"identifiers": list(identifiers)}).scalars())
+    return {row.enrollment for row in _STANDING.run(tx.connection, sorted(set(identifiers)))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,19 +121,17 @@ class Issued:
     der: bytes
 
 
-_ISSUED = (
+_ISSUED = prepared.Lookup(
     sa.select(certificates.c.enrollment, certificates.c.issuer, certificate_bytes.c.der)
     .join(certificate_bytes, certificate_bytes.c.enrollment == certificates.c.enrollment)
-    .where(
-        certificates.c.enrollment.in_(sa.bindparam("identifiers", expanding=True)),
-        certificate_bytes.c.der.is_not(None),
-    )
+    .where(certificate_bytes.c.der.is_not(None)),
+    certificates.c.enrollment,
 )
 
 
 def issued(tx: Transaction, identifiers: Collection[str]) -> dict[str, Issued]:
     """Find the certificates of enrollments."""
-    if not identifiers:
-        return {}
-    rows = tx.connection.execute(_ISSUED, {"identifiers": list(identifiers)})
-    return {row.enrollment: Issued(row.enrollment, row.issuer, bytes(row.der)) for row in rows}
+    return {
+        row.enrollment: Issued(row.enrollment, row.issuer, bytes(row.der))
+        for row in _ISSUED.run(tx.connection, set(identifiers))
+    }

@@ -64,7 +64,7 @@ class Authorization:
         )
 
 
-def _challenge(row: sa.Row[Any]) -> Challenge:
+def _challenge(row: Any) -> Challenge:
     return Challenge(
         id=row.id,
         authorization=row.authorization,
@@ -123,25 +123,21 @@ def add_authorizations(tx: Transaction, new: Sequence[Authorization]) -> None:
     _ADD_CHALLENGES.run(tx.connection, below)
 
 
-_BY_ID = sa.select(authorizations).where(
-    authorizations.c.id.in_(sa.bindparam("identifiers", expanding=True))
-)
+_BY_ID = prepared.Lookup(sa.select(authorizations), authorizations.c.id)
 _LIVE = sa.select(authorizations).where(
     authorizations.c.account == sa.bindparam("account_id"),
     authorizations.c.value.in_(sa.bindparam("values", expanding=True)),
     authorizations.c.deactivated.is_(False),
     authorizations.c.expires_at > sa.bindparam("now"),
 )
-_CHALLENGES = (
-    sa.select(challenges)
-    .where(challenges.c.authorization.in_(sa.bindparam("identifiers", expanding=True)))
-    .order_by(challenges.c.type)
+_CHALLENGES = prepared.Lookup(
+    sa.select(challenges).order_by(challenges.c.type), challenges.c.authorization
 )
 
 
 def authorizations_of(tx: Transaction, identifiers: Sequence[str]) -> dict[str, Authorization]:
     """Return the authorizations with these ids, by id."""
-    return _load(tx, _BY_ID, {"identifiers": identifiers}) if identifiers else {}
+    return _with_challenges(tx, list(_BY_ID.run(tx.connection, set(identifiers))))
 
 
 def authorization(tx: Transaction, identifier: str) -> Authorization | None:
@@ -153,16 +149,14 @@ def live_authorizations(
     tx: Transaction, account_id: str, values: Sequence[str]
 ) -> list[Authorization]:
     """List an account's authorizations for these names that are neither given up nor expired."""
-    found = _load(tx, _LIVE, {"account_id": account_id, "values": values, "now": tx.at})
-    return list(found.values())
+    parameters = {"account_id": account_id, "values": values, "now": tx.at}
+    rows = tx.connection.execute(_LIVE, parameters).all()
+    return list(_with_challenges(tx, rows).values())
 
 
-def _load(
-    tx: Transaction, query: sa.Select[Any], parameters: Mapping[str, Any]
-) -> dict[str, Authorization]:
-    rows = tx.connection.execute(query, parameters).all()
+def _with_challenges(tx: Transaction, rows: Sequence[Any]) -> dict[str, Authorization]:
     found: dict[str, list[Challenge]] = {row.id: [] for row in rows}
-    for each in tx.connection.execute(_CHALLENGES, {"identifiers": list(found)}):
+    for each in _CHALLENGES.run(tx.connection, found):
         found[each.authorization].append(_challenge(each))
     return {
         row.id: Authorization(

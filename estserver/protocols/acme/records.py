@@ -85,7 +85,7 @@ def forget_nonces(tx: Transaction) -> int:
 # -- accounts -------------------------------------------------------------------------------------
 
 
-def _account(row: sa.Row[Any]) -> Account:
+def _account(row: Any) -> Account:
     return Account(
         id=row.id,
         key=stored_key(row.jwk),
@@ -114,39 +114,32 @@ def add_account(tx: Transaction, account: Account) -> bool:
     )
 
 
-_ACCOUNTS = sa.select(accounts).where(
-    accounts.c.id.in_(sa.bindparam("identifiers", expanding=True))
-)
+_BY_ID = prepared.Lookup(sa.select(accounts), accounts.c.id)
 
 
 def account(tx: Transaction, identifier: str) -> Account | None:
     """Find an account by its id."""
-    row = tx.connection.execute(_ACCOUNTS, {"identifiers": [identifier]}).one_or_none()
-    return None if row is None else _account(row)
+    return next(map(_account, _BY_ID.run(tx.connection, [identifier])), None)
 
 
 def callers(tx: Transaction, identifiers: Sequence[str]) -> list[Caller | None]:
     """Find accounts by their ids, with their registrations as they stand."""
-    rows = tx.connection.execute(_ACCOUNTS, {"identifiers": list(set(identifiers))})
-    found = {row.id: _account(row) for row in rows}
-    numbers = {one.invitation for one in found.values() if one.invitation is not None}
+    found = [_account(row) for row in _BY_ID.run(tx.connection, set(identifiers))]
+    numbers = {one.invitation for one in found if one.invitation is not None}
     invitations = registrations.by_numbers(tx, numbers)
     known = {
         one.id: Caller(one, None if one.invitation is None else invitations[one.invitation])
-        for one in found.values()
+        for one in found
     }
     return [known.get(identifier) for identifier in identifiers]
 
 
-_HOLDERS = sa.select(accounts.c.thumbprint).where(
-    accounts.c.thumbprint.in_(sa.bindparam("thumbprints", expanding=True))
-)
+_BY_KEY = prepared.Lookup(sa.select(accounts.c.thumbprint), accounts.c.thumbprint)
 
 
 def account_keys(tx: Transaction, thumbprints: Sequence[str]) -> list[bool]:
     """Tell of each of some keys, by its thumbprint, whether it is an account's."""
-    rows = tx.connection.execute(_HOLDERS, {"thumbprints": list(set(thumbprints))})
-    found = set(rows.scalars())
+    found = {row.thumbprint for row in _BY_KEY.run(tx.connection, set(thumbprints))}
     return [thumbprint in found for thumbprint in thumbprints]
 
 
@@ -215,7 +208,7 @@ def change_key(tx: Transaction, before: Account, key: AccountKey) -> bool:
 # -- orders ---------------------------------------------------------------------------------------
 
 
-def _order(row: sa.Row[Any]) -> Order:
+def _order(row: Any) -> Order:
     return Order(
         id=row.id,
         account=row.account,
@@ -257,13 +250,12 @@ def add_orders(tx: Transaction, new: Sequence[Order]) -> None:
     _ADD_ORDERS.run(tx.connection, rows)
 
 
-_ORDERS = sa.select(orders).where(orders.c.id.in_(sa.bindparam("identifiers", expanding=True)))
+_ORDERS = prepared.Lookup(sa.select(orders), orders.c.id)
 
 
 def orders_by_id(tx: Transaction, identifiers: Collection[str]) -> dict[str, Order]:
     """Find orders by their ids."""
-    rows = tx.connection.execute(_ORDERS, {"identifiers": list(identifiers)})
-    return {row.id: _order(row) for row in rows}
+    return {row.id: _order(row) for row in _ORDERS.run(tx.connection, set(identifiers))}
 
 
 def order(tx: Transaction, identifier: str) -> Order | None:
