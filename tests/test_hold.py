@@ -617,6 +617,13 @@ def test_recovery_replays_holds_releases_and_revocations(template: Path, tmp_pat
     shutil.rmtree(directory)
     shell.run("restore", str(backup))
 
+    # A list alone tells of holds too, and never of a release.
+    alone = shell.json("recover", "--crl", str(published), "--dry-run")
+    assert {(one["serial"], one["reason"]) for one in alone["revocations"]} == {
+        (f"{serials[1]:x}", "certificateHold"),
+        (f"{serials[3]:x}", "privilegeWithdrawn"),
+    }
+    assert alone["releases"] == []
     recover = ("recover", "--journal", str(journal), "--crl", str(published))
     shown = shell.json(*recover)
     assert {one["serial"] for one in shown["revocations"]} == {f"{serials[n]:x}" for n in (1, 3)}
