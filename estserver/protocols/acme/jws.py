@@ -107,8 +107,10 @@ def parse_json(raw: bytes, what: str) -> Any:
     """
     try:
         text = raw.decode("utf-8")
-        value = json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant)
-        _check_depth(value, _MAX_DEPTH)
+        value = _DECODER.decode(text)
+        # What opens nothing deep and escapes nothing needs no walk through all of it.
+        if "\\u" in text or text.count("[") + text.count("{") >= _MAX_DEPTH:
+            _check_depth(value, _MAX_DEPTH)
     except RecursionError as error:
         raise malformed(f"{what} is nested too deep") from error
     except ValueError as error:  # JSON, UTF-8, numbers of thousands of digits
@@ -179,6 +181,9 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> Any:
     raise ValueError(name)
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_no_constant)
 
 
 def _check_depth(value: Any, left: int) -> None:
