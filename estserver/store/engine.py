@@ -22,7 +22,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy import event as sa_event
 from sqlalchemy.dialects import postgresql, sqlite
 
 from estserver.errors import Fault, Unavailable
@@ -30,30 +29,14 @@ from estserver.failpoints import reach
 from estserver.journal import Entry, Journal
 from estserver.model import Clock, Event, Origin
 from estserver.store import audit
+from estserver.store.connecting import WAIT_SECONDS, open_engine
 from estserver.store.gate import Gate
 from estserver.store.kept import Kept
 
 T = TypeVar("T")
 _GROUP = 256
-_PRAGMAS = (
-    "journal_mode=WAL",
-    "synchronous=FULL",
-    "foreign_keys=ON",
-    # What is purged must not lie on in free pages: not every build of SQLite sees to it.
-    "secure_delete=ON",
-    # Pages, 32 MB: what the indexes touch again and again goes to the database once.
-    "wal_autocheckpoint=8000",
-)
-_BUSY_SECONDS = 5
-_WAIT_SECONDS = 20
 _LAST_SECONDS = 6
 """Together below the 30 s that no request may hang (invariant I8); the last covers a busy wait."""
-_POSTGRESQL_LIMITS = {
-    "connect_timeout": _BUSY_SECONDS,
-    # A server that is gone without a word is noticed before the callers give up, milliseconds.
-    "tcp_user_timeout": _WAIT_SECONDS * 1000,
-}
-_POSTGRESQL_OPTIONS = f"-c lock_timeout={_BUSY_SECONDS}s -c statement_timeout={_WAIT_SECONDS}s"
 
 
 def to_unix(moment: datetime) -> int:
@@ -138,7 +121,7 @@ class Store:
         """`journal` None: what is written stands in the database alone."""
         self._clock = clock
         self._journal = journal
-        self._engine = _engine(url)
+        self._engine = open_engine(url)
         self._gate = Gate(self._engine.url)
         # PostgreSQL would show each statement of a read another moment; SQLite never does.
         self._reader = (
@@ -185,7 +168,7 @@ class Store:
             if self._closed:
                 raise Unavailable("the server is stopping", retry_after=timedelta(seconds=5))
             self._queue.put(units)
-        begun_by = time.monotonic() + _WAIT_SECONDS
+        begun_by = time.monotonic() + WAIT_SECONDS
         return [_outcome(unit.future, begun_by) for unit in units]
 
     def read(self, run: Callable[[Transaction], T]) -> T:
@@ -404,44 +387,3 @@ def database_errors() -> Iterator[None]:
 def _busy() -> Unavailable:
     sentence = "the database is busy or cannot be written now: try again"
     return Unavailable(sentence, retry_after=timedelta(seconds=5))
-
-
-def _engine(url: str) -> sa.Engine:
-    if not url.startswith("sqlite"):
-        where = sa.make_url(url)
-        # What the operator's URL says wins over our limits.
-        limits = {key: n for key, n in _POSTGRESQL_LIMITS.items() if key not in where.query}
-        options = f"{_POSTGRESQL_OPTIONS} {where.query.get('options', '')}"
-        return sa.create_engine(
-            where,
-            pool_pre_ping=True,
-            pool_size=16,
-            max_overflow=16,
-            pool_timeout=_BUSY_SECONDS,
-            connect_args={**limits, "options": options},
-        )
-    engine = sa.create_engine(
-        url,
-        connect_args={"timeout": _BUSY_SECONDS, "check_same_thread": False},
-        pool_size=16,
-        max_overflow=32,
-        pool_timeout=_BUSY_SECONDS,
-        # Each connection keeps pages and statements of its own, 2 MB and more: that which was used
-        # last is used next, so that only as many fill up as are needed at the same time.
-        pool_use_lifo=True,
-    )
-
-    @sa_event.listens_for(engine, "connect")
-    def _configure(connection: sqlite3.Connection, _record: object) -> None:
-        # The driver's own transactions begin late and lose concurrent updates.
-        connection.isolation_level = None
-        for pragma in _PRAGMAS:
-            connection.execute(f"PRAGMA {pragma}")
-
-    @sa_event.listens_for(engine, "begin")
-    def _begin(connection: sa.Connection) -> None:
-        write = connection.get_execution_options().get("estserver_write", False)
-        # Not through SQLAlchemy, which takes longer to say it than SQLite to do it.
-        connection.connection.cursor().execute("BEGIN IMMEDIATE" if write else "BEGIN")
-
-    return engine

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from estserver.errors import Conflict, Fault, Unavailable
 from estserver.model import Event
 from estserver.store import Store, Transaction, engine, migrate
+from estserver.store.connecting import open_engine
 from estserver.store.tables import attempts, audit_events
 from tests.live import MovableClock
 from tests.parts import ORIGIN
@@ -157,7 +158,7 @@ def test_a_busy_database_is_unavailable_within_the_wait(
             sqlite_store.write(lambda tx: put(tx, "x"))
         assert refused.value.retry_after is not None
         # Those who have not begun by the time their own patience ends are withdrawn.
-        monkeypatch.setattr(engine, "_WAIT_SECONDS", 0.1)
+        monkeypatch.setattr(engine, "WAIT_SECONDS", 0.1)
         monkeypatch.setattr(engine, "_LAST_SECONDS", 0.1)
         with pytest.raises(Unavailable):
             sqlite_store.write(lambda tx: put(tx, "y"))
@@ -263,3 +264,29 @@ def test_writers_of_one_file_wait_at_its_gate(tmp_path: Path, clock: MovableCloc
             assert not waiting.done()
         waiting.result(10)
         assert keys(other) == {"second"}
+
+
+# -- what connections keep ---------------------------------------------------------------------
+
+
+def _pages_kept(tx: Transaction) -> int:
+    """Return how many KiB of pages SQLite keeps for the connection."""
+    kept: int = tx.connection.exec_driver_sql("PRAGMA cache_size").scalar_one()
+    return -kept
+
+
+def test_connections_keep_few_pages_unless_they_write(sqlite_store: Store) -> None:
+    assert sqlite_store.read(_pages_kept) == 512
+    assert sqlite_store.write(_pages_kept) == 4096
+
+
+def test_a_connection_that_has_written_keeps_few_pages_in_the_pool(tmp_path: Path) -> None:
+    writing = open_engine(f"sqlite:///{tmp_path}/one.db")
+    writer = writing.execution_options(estserver_write=True)
+    with writer.connect() as connection:
+        first = connection.connection.dbapi_connection
+        assert connection.exec_driver_sql("PRAGMA cache_size").scalar_one() == -4096
+    with writing.connect() as connection:
+        assert connection.connection.dbapi_connection is first
+        assert connection.exec_driver_sql("PRAGMA cache_size").scalar_one() == -512
+    writing.dispose()

@@ -1,0 +1,79 @@
+"""How the two databases are connected to: what each connection is told, and how many there are."""
+
+import sqlite3
+
+import sqlalchemy as sa
+from sqlalchemy import event as sa_event
+
+_BUSY_SECONDS = 5
+WAIT_SECONDS = 20
+"""How long a unit of work or a statement may take."""
+_PRAGMAS = (
+    "journal_mode=WAL",
+    "synchronous=FULL",
+    "foreign_keys=ON",
+    # What is purged must not lie on in free pages: not every build of SQLite sees to it.
+    "secure_delete=ON",
+    # Pages, 32 MB: what the indexes touch again and again goes to the database once.
+    "wal_autocheckpoint=8000",
+)
+_READERS_KIB, _WRITERS_KIB = 512, 4096
+"""Pages that a connection keeps. There may be sixteen readers, whose pages are worthless after each
+commit; the writer changes more than 2 MB, SQLite's own measure, for a group of 64."""
+_POSTGRESQL_LIMITS = {
+    "connect_timeout": _BUSY_SECONDS,
+    # A server that is gone without a word is noticed before the callers give up, milliseconds.
+    "tcp_user_timeout": WAIT_SECONDS * 1000,
+}
+_POSTGRESQL_OPTIONS = f"-c lock_timeout={_BUSY_SECONDS}s -c statement_timeout={WAIT_SECONDS}s"
+
+
+def open_engine(url: str) -> sa.Engine:
+    """Return the engine of a database; its transactions write if `estserver_write` is set."""
+    if not url.startswith("sqlite"):
+        where = sa.make_url(url)
+        # What the operator's URL says wins over our limits.
+        limits = {key: n for key, n in _POSTGRESQL_LIMITS.items() if key not in where.query}
+        options = f"{_POSTGRESQL_OPTIONS} {where.query.get('options', '')}"
+        return sa.create_engine(
+            where,
+            pool_pre_ping=True,
+            pool_size=16,
+            max_overflow=16,
+            pool_timeout=_BUSY_SECONDS,
+            connect_args={**limits, "options": options},
+        )
+    engine = sa.create_engine(
+        url,
+        connect_args={"timeout": _BUSY_SECONDS, "check_same_thread": False},
+        pool_size=16,
+        max_overflow=32,
+        pool_timeout=_BUSY_SECONDS,
+        # Each connection keeps pages and statements of its own, 2 MB and more: that which was used
+        # last is used next, so that only as many fill up as are needed at the same time.
+        pool_use_lifo=True,
+    )
+
+    @sa_event.listens_for(engine, "connect")
+    def _configure(connection: sqlite3.Connection, _record: object) -> None:
+        # The driver's own transactions begin late and lose concurrent updates.
+        connection.isolation_level = None
+        for pragma in (*_PRAGMAS, f"cache_size=-{_READERS_KIB}"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @sa_event.listens_for(engine, "begin")
+    def _begin(connection: sa.Connection) -> None:
+        write = connection.get_execution_options().get("estserver_write", False)
+        # Not through SQLAlchemy, which takes longer to say it than SQLite to do it.
+        cursor = connection.connection.cursor()
+        if write and "writes" not in connection.info:
+            connection.info["writes"] = True
+            cursor.execute(f"PRAGMA cache_size=-{_WRITERS_KIB}")
+        cursor.execute("BEGIN IMMEDIATE" if write else "BEGIN")
+
+    @sa_event.listens_for(engine, "checkin")
+    def _return(connection: sqlite3.Connection | None, record: sa.pool.ConnectionPoolEntry) -> None:
+        if record.info.pop("writes", False) and connection is not None:
+            connection.execute(f"PRAGMA cache_size=-{_READERS_KIB}")
+
+    return engine
