@@ -34,7 +34,6 @@ from estserver.model import (
     Internal,
     Issued,
     KeyType,
-    Origin,
     RevocationReason,
     Secret,
     Via,
@@ -47,22 +46,11 @@ from estserver.settings import IssuerSettings
 from estserver.status import CRLRules, StatusAuthority
 from estserver.store import Store, migrate, to_unix
 from estserver.store.tables import certificates, enrollments
+from tests.live import ORIGIN, MovableClock
 
-ORIGIN = Origin("test", "cli")
 LIFETIME = timedelta(days=7)
 _YEARS = timedelta(days=3650)
 Buffer: TypeAlias = bytes | bytearray | memoryview
-
-
-class MovableClock:
-    """The real time plus what a test has advanced it by: openssl has no other clock."""
-
-    def __init__(self) -> None:
-        self.offset = timedelta(0)
-
-    def now(self) -> datetime:
-        """Return the present moment as the CA sees it."""
-        return datetime.now(UTC).replace(microsecond=0) + self.offset
 
 
 def name(text: str) -> x509.Name:

@@ -9,12 +9,10 @@ import sqlalchemy as sa
 from estserver.core import Core
 from estserver.invitations import Registration
 from estserver.mail import PostOffice
-from estserver.model import Invitation, Origin
+from estserver.model import Invitation
 from estserver.store import outbox
 from estserver.store.outbox import Letter
-from tests.live import MovableClock
-
-ORIGIN = Origin("test", "cli")
+from tests.live import ORIGIN, MovableClock
 
 
 @dataclass(slots=True)

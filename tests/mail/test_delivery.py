@@ -16,8 +16,8 @@ from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 from estserver.errors import Unavailable
 from estserver.mail import LetterWriter, PostOffice, troubles
 from estserver.settings import Branding, Mail
-from tests.live import free_ports
-from tests.mail.offices import ORIGIN, MakeOffice, Office
+from tests.live import ORIGIN, free_ports
+from tests.mail.offices import MakeOffice, Office
 from tests.mailing import Sink, smtp
 
 

@@ -15,7 +15,8 @@ from estserver.mail import LetterWriter
 from estserver.model import Door, Language, Secret
 from estserver.settings import Branding, Mail
 from estserver.store import Transaction, outbox
-from tests.mail.offices import ORIGIN, MakeOffice, Office
+from tests.live import ORIGIN
+from tests.mail.offices import MakeOffice, Office
 from tests.mailing import Sink, smtp
 
 TEMPLATES = Path(config.__file__).parent / "mail/templates"

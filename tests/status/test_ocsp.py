@@ -20,8 +20,9 @@ from estserver.errors import Fault
 from estserver.model import KeyType, RevocationReason
 from estserver.status import OCSP_LIFETIME
 from estserver.store import certificates
+from tests.live import ORIGIN
 from tests.status.judging import GOOD, MALFORMED, REVOKED, UNAUTHORIZED, UNKNOWN, lint, parsed
-from tests.status_driver import ORIGIN, House, build, question, run
+from tests.status_driver import House, build, question, run
 
 TRY_LATER = ocsp.OCSPResponseStatus.TRY_LATER
 
