@@ -27,6 +27,7 @@ from estserver.errors import BadInput
 from estserver.files import PRIVATE, drafted, write_private
 from estserver.model import Clock, Event, Origin
 from estserver.store import Store, dumping, health
+from estserver.wording import trouble
 
 MANIFEST = "manifest.json"
 _FORMAT = 1
@@ -103,7 +104,7 @@ def back_up(
         text = json.dumps({"format": _FORMAT, **asdict(manifest)}, indent=2)
         write_private(target / MANIFEST, text.encode())
     except OSError as error:
-        raise BadInput(f"{error.filename or target}: {error.strerror}") from error
+        raise BadInput(trouble(error, target)) from error
     told: dict[str, str | int | bool | None] = {
         "files": len(kept),
         "secrets": manifest.secrets,
@@ -236,7 +237,7 @@ def restore(
         for path in written:
             path.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise BadInput(f"{error.filename or into}: {error.strerror}") from error
+            raise BadInput(trouble(error, into)) from error
         raise
     return restored
 

@@ -11,17 +11,17 @@ def counted(number: int, one: str, many: str = "") -> str:
 
 
 def trouble(error: OSError, path: Path | None = None) -> str:
-    """Say what is wrong with a file and what to do; `path`, or else the file the error names."""
-    place = path or (Path(os.fsdecode(error.filename)) if error.filename is not None else None)
+    """Say what is wrong with a file and what to do; `path`: which, if the error names none."""
+    place = path if error.filename is None else Path(os.fsdecode(error.filename))
     said = (error.strerror or str(error)).lower()
     if place is None:
         return said
     if isinstance(error, PermissionError):
-        return f"{place}: {said}: {_whose(place)}"
+        return f"{place}: {said}: {whose(place)}"
     return f"{place}: {said}"
 
 
-def _whose(path: Path) -> str:
+def whose(path: Path) -> str:
     """Say whom the first file on the way to `path` belongs to that we may look at, and who we are.
 
     A folder that may not be entered hides what is below it.

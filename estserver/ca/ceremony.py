@@ -30,6 +30,7 @@ from estserver.keyring import new_master
 from estserver.model import Clock, Event, KeyType, Origin, Secret
 from estserver.names import check_text, is_wildcard, parse_general_name
 from estserver.store import Store, migrate
+from estserver.wording import trouble
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +158,7 @@ def _all_or_nothing(directory: Path) -> Iterator[None]:
         yield
     except OSError as error:
         _clear(directory, keep=existed)
-        raise BadInput(f"{error.filename or directory}: {error.strerror}") from error
+        raise BadInput(trouble(error, directory)) from error
     except BaseException:
         _clear(directory, keep=existed)
         raise

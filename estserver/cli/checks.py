@@ -12,6 +12,9 @@ from estserver.doctor import Verdict, examine
 from estserver.verification import Verification, record, verify
 from estserver.wording import counted
 
+_LINE_ANEW = "\r\x1b[K"
+"""Makes a terminal forget the line that is being written."""
+
 
 @click.command("doctor")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -37,6 +40,7 @@ def verify_command(operator: Operator, *, as_json: bool) -> None:
     """Re-check every stored certificate, the CRLs, and the audit trail with its anchor."""
     with operator.core() as core:
         result = verify(core, _show_progress)
+        _end_progress()
         _print_verification(result, as_json=as_json)
         record(core, result, by=operator.by, origin=operator.origin)
     if result.problems:
@@ -59,4 +63,9 @@ def _print_verification(result: Verification, *, as_json: bool) -> None:
 
 def _show_progress(what: str, done: int) -> None:
     if sys.stderr.isatty():
-        click.echo(f"\r{done} {what} … ", nl=False, err=True)
+        click.echo(f"{_LINE_ANEW}{done} {what} … ", nl=False, err=True)
+
+
+def _end_progress() -> None:
+    if sys.stderr.isatty():
+        click.echo(_LINE_ANEW, nl=False, err=True)

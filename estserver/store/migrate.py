@@ -7,6 +7,7 @@ the new program, then restart node after node.
 """
 
 import contextlib
+import os
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ import sqlalchemy as sa
 from estserver.errors import ConfigurationError
 from estserver.store.engine import Store
 from estserver.store.tables import compatibility
+from estserver.wording import whose
 
 OLDEST = "0006"
 """The schema of the oldest program that works with the newest schema.
@@ -139,5 +141,9 @@ def _explained(store: Store) -> Iterator[None]:
         # libpq speaks in several lines.
         cause = " ".join(str(getattr(error, "orig", error)).split())
         url = store.engine.url
-        place = url.database if url.get_backend_name() == "sqlite" else "database.url"
+        place = "database.url"
+        if url.get_backend_name() == "sqlite":
+            place = str(url.database)
+            if not os.access(place, os.R_OK | os.W_OK):
+                cause += f": {whose(Path(place))}"
         raise ConfigurationError(f"the database ({place}) cannot be used: {cause}") from error
