@@ -17,6 +17,7 @@ from estserver.errors import ConfigurationError
 from estserver.journal import Reading
 from estserver.store import Store
 from estserver.store.refilling import Lost
+from estserver.wording import counted
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 _FILE = click.Path(path_type=Path, exists=True)
@@ -173,11 +174,12 @@ def _shortfalls(
 
     One that cannot be read is told among `notes`: it must not keep anything from coming back.
     """
+    places = [anchor]
+    if journal is not None:
+        beside = (journal if journal.is_dir() else journal.parent) / anchor.name
+        if beside.resolve() != anchor.resolve():
+            places.append(beside)
     found = []
-    beside = None if journal is None else journal / anchor.name
-    places = (
-        [anchor] if beside is None or beside.resolve() == anchor.resolve() else [anchor, beside]
-    )
     for path in places:
         try:
             found.append(AnchorFile(path).shortfall(store))
@@ -222,8 +224,8 @@ def _print_difference(
         click.echo(sentence)
     for one in lost:
         click.echo(
-            f"audit trail: {one.rows} rows are lost with the database; the anchor of "
-            f"{shown(one.at)} in {one.path} knew them"
+            f"audit trail: lost with the database: {counted(one.rows, 'row')} that the anchor of "
+            f"{shown(one.at)} in {one.path} knew"
         )
     for sentence in (*difference.notes, *difference.problems):
         hint(sentence)

@@ -96,8 +96,8 @@ def test_a_manifest_grants_no_privilege(outliving: Live, tmp_path: Path) -> None
         (lambda m: _file(m, path="/etc/passwd"), "leads out"),
         (lambda m: _file(m, path="a\0b"), "leads out"),
         (lambda m: _file(m, place="../../elsewhere"), "leads out"),
-        (lambda m: _file(m, path="x" * 5000), "File name too long"),
-        (lambda m: _file(m, place="x" * 5000), "File name too long"),
+        (lambda m: _file(m, path="x" * 5000), "file name too long"),
+        (lambda m: _file(m, place="x" * 5000), "file name too long"),
         (lambda m: _file(m, path="instance"), "not what was backed up"),
     ],
 )
@@ -113,7 +113,7 @@ def test_a_manifest_of_nonsense_is_refused_in_words(
     finally:
         manifest.write_text(text, encoding="utf-8")
     assert refused.startswith("Error: ")
-    assert said in refused
+    assert said.lower() in refused.lower()
     assert refused.count("\n") == 1
     assert not [path for path in place.rglob("*") if path.is_file()]
 
