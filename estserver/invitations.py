@@ -88,8 +88,8 @@ class Invitations:
         self._profiles = profiles
         self._throttle = SourceThrottle(clock, limits.guesses_per_source)
         self._organization = organization
-        # Argon2id takes tens of milliseconds and 19 MiB, which malloc keeps for the thread that had
-        # them, twice: one thread of its own, or each of the server's would hold them for ever.
+        # Argon2id takes tens of milliseconds and 19 MiB: one thread of its own, so that however many
+        # PINs come, it has them once.
         self._hashing = ThreadPoolExecutor(1, thread_name_prefix="argon2id")
 
     # -- registering -----------------------------------------------------------------------------
