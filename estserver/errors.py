@@ -27,7 +27,7 @@ Error
      +- ConfigurationError       settings, files or secrets on disk; names the key path or file
 
 No HTTP and no logging here: each protocol renders the tree by one table of its own
-(`tests/test_errors.py` walks the tree and proves each table total).
+(their tests, such as `tests/protocols/test_est_errors.py`, walk it and prove each table total).
 """
 
 from collections.abc import Mapping
