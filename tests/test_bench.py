@@ -1,7 +1,9 @@
 """The bench runs, says what it found, and judges by the rules of its table."""
 
 import json
+import random
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from scripts.benchmarks import table
 from scripts.benchmarks.__main__ import with_figures
 from scripts.benchmarks.course import Figures
 from scripts.benchmarks.generator import take_answer
+from scripts.benchmarks.soak import Sample, trend
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -117,3 +120,25 @@ def test_the_readme_has_one_place_for_the_figures() -> None:
     assert "| exec to listening | 1.50 s | 0.60 s | 0.42 s |" in written
     assert with_figures(written, report) == written
     assert written.count("<!-- bench -->") == written.count("<!-- /bench -->") == 1
+
+
+def _samples(megabytes: Callable[[float], float]) -> list[Sample]:
+    """Return half an hour of samples; most of each minute stands higher than its end, as it does
+    until pages are given back."""
+    return [
+        Sample(second / 3600, megabytes(second / 3600) + (59 - second % 60) / 20, 30)
+        for second in range(0, 1800, 4)
+    ]
+
+
+@pytest.mark.parametrize("growth", [0.0, 5.0, -3.0])
+def test_the_slope_of_a_soak_is_told_with_its_bounds(growth: float) -> None:
+    noise = random.Random(1)
+    found = trend(_samples(lambda hours: 110 + growth * hours + noise.uniform(-0.3, 0.3)))
+    assert found.slope == pytest.approx(growth, abs=1)
+    assert found.least < growth < found.most
+
+
+def test_a_minute_that_stands_out_is_no_growth() -> None:
+    found = trend(_samples(lambda hours: 150 if 0.1 < hours < 0.15 else 110))
+    assert found.slope == pytest.approx(0)
