@@ -11,6 +11,7 @@ import contextlib
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -28,6 +29,12 @@ _LONGEST_SECONDS = 28
 """How long anybody waits, below the 30 s of invariant I8; the walk itself goes on to its end."""
 _LINGER_SECONDS = 0.003
 """Less than an fsync on most disks, which all that come meanwhile will share."""
+
+
+_IDLE_SECONDS = 0.0001
+"""A turn of an event loop that took less had nothing to do."""
+_BOARDING_SECONDS = 0.006
+"""How long a loop is given to bring along those it is busy with, in handshakes above all."""
 
 
 _Askers = list[tuple["_Walk", Any]]
@@ -68,6 +75,48 @@ class _Walk:
             self.waiting.set_exception(self.error)
 
 
+class _Stop:
+    """Where the walks of one event loop wait until the loop has nothing else to do.
+
+    The more go together, the less each costs; and while the loop is busy, they would only compete
+    with it. Who comes alone leaves at once.
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, leave: Callable[[list[_Walk]], None]
+    ) -> None:
+        self._loop = loop
+        self._leave = leave
+        self._waiting: list[_Walk] = []
+        self._lock = threading.Lock()
+        self._since = self._looked = 0.0
+
+    def board(self, walk: _Walk) -> None:
+        """Wait with the others; on the event loop only."""
+        with self._lock:
+            self._waiting.append(walk)
+            first = len(self._waiting) == 1
+        if first:
+            self._since = self._looked = self._loop.time()
+            self._loop.call_soon(self._look)
+
+    def _look(self) -> None:
+        now = self._loop.time()
+        busy = now - self._looked > _IDLE_SECONDS
+        self._looked = now
+        if busy and now - self._since < _BOARDING_SECONDS:
+            self._loop.call_soon(self._look)
+        else:
+            self.leave()
+
+    def leave(self) -> None:
+        """Go with those who are here; from any thread."""
+        with self._lock:
+            waiting, self._waiting = self._waiting, []
+        if waiting:
+            self._leave(waiting)
+
+
 class Convoy:
     """Walks for those who wait on event loops. `close` takes all to their ends first."""
 
@@ -76,7 +125,10 @@ class Convoy:
         self._store = store
         self._reader = store.reader()
         self._executor = executor
-        self._arrivals: queue.SimpleQueue[_Walk | None] = queue.SimpleQueue()
+        self._arrivals: queue.SimpleQueue[list[_Walk] | None] = queue.SimpleQueue()
+        self._stops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Stop] = (
+            weakref.WeakKeyDictionary()
+        )
         self._away = 0
         self._thread = threading.Thread(target=self._drive, name="convoy", daemon=True)
         self._thread.start()
@@ -88,7 +140,10 @@ class Convoy:
         """
         loop = asyncio.get_running_loop()
         waiting: asyncio.Future[T] = loop.create_future()
-        self._arrivals.put(_Walk(steps, loop, waiting))
+        stop = self._stops.get(loop)
+        if stop is None:
+            stop = self._stops[loop] = _Stop(loop, self._arrivals.put)
+        stop.board(_Walk(steps, loop, waiting))
         patience = loop.call_later(_LONGEST_SECONDS, _give_up, waiting)
         try:
             return await waiting
@@ -97,6 +152,8 @@ class Convoy:
 
     def close(self) -> None:
         """Return when every walk has come to its end; no other may begin."""
+        for stop in list(self._stops.values()):
+            stop.leave()
         self._arrivals.put(None)
         self._thread.join()
 
@@ -104,31 +161,31 @@ class Convoy:
         closing = False
         company = 1
         while self._away or not closing:
-            arrived = self._arrived(company)
-            closing = closing or None in arrived
-            walks = [walk for walk in arrived if walk is not None]
-            company = len(walks)
+            walks, ending = self._arrived(company)
+            closing = closing or ending
+            # Slowly forgotten: one who came alone may only have been the first of many.
+            company = max(len(walks), company * 3 // 4)
             while walks:
                 walks = self._turn(walks)
         self._reader.close()
 
-    def _arrived(self, company: int) -> list[_Walk | None]:
+    def _arrived(self, company: int) -> tuple[list[_Walk], bool]:
         """Wait for somebody, and a moment for as many as the last `company` had.
 
-        Who came alone the last time waits for nobody.
+        Who came alone the last times waits for nobody. Also tells whether nobody else will come.
         """
         arrived = [self._arrivals.get()]
         until = time.monotonic() + _LINGER_SECONDS
-        while len(arrived) < company and (left := until - time.monotonic()) > 0:
+        while sum(map(_count, arrived)) < company and (left := until - time.monotonic()) > 0:
             with contextlib.suppress(queue.Empty):
                 arrived.append(self._arrivals.get(timeout=left))
         while not self._arrivals.empty():
             arrived.append(self._arrivals.get())
-        for walk in arrived:
-            if walk is not None and walk.away:
-                walk.away = False
-                self._away -= 1
-        return arrived
+        walks = [walk for together in arrived if together is not None for walk in together]
+        for walk in walks:
+            self._away -= walk.away
+            walk.away = False
+        return walks, None in arrived
 
     def _turn(self, walks: Sequence[_Walk]) -> list[_Walk]:
         """Take each walk past its next write, reading what it must before; return who goes on."""
@@ -170,7 +227,7 @@ class Convoy:
                 walk.outcome = run()
             except BaseException as error:  # noqa: BLE001 - the walk's to judge
                 walk.error = error
-            self._arrivals.put(walk)
+            self._arrivals.put([walk])
 
         walk.away = True
         self._away += 1
@@ -207,6 +264,10 @@ class Convoy:
             return self._store.write_all(runs)
         except Unavailable as error:
             return [partial(_refuse, error)] * len(runs)
+
+
+def _count(together: list[_Walk] | None) -> int:
+    return 0 if together is None else len(together)
 
 
 def _divided(writes: Mapping[Together[Any, Any], _Askers]) -> list[_Unit]:
