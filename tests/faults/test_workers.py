@@ -256,7 +256,7 @@ def test_a_port_in_use_is_one_sentence_for_all_workers(template: Path, tmp_path:
     assert node.child.returncode == 1
     last = node.log.read_text().strip().splitlines()[-1]
     assert re.fullmatch(
-        r"Error: listeners\.status: cannot listen on .*: address already in use", last
+        r"Error: listeners\.status: cannot listen on .*: address already in use: stop .*", last
     )
 
 
