@@ -322,7 +322,7 @@ async def serve(
 ) -> None:
     """Serve until SIGTERM or SIGINT; SIGHUP takes profiles and TLS certificates anew."""
     logs.configure(settings.log)
-    allocator.release_large_blocks()
+    allocator.keep_little()
     place = place or Place(process_name(os.getpid()))
     stopped = asyncio.Event()
     reloading: set[asyncio.Task[None]] = set()

@@ -15,7 +15,7 @@ def megabytes():
     return int(status.partition("RssAnon:")[2].split()[0]) / 1e3
 """
 _HASH = """
-allocator.release_large_blocks()
+allocator.keep_little()
 
 def hash_pin():
     Argon2id(salt=bytes(16), length=32, iterations=1, lanes=1, memory_cost=19 * 1024).derive(b"pin")
