@@ -294,7 +294,7 @@ def test_an_issuer_whose_key_is_not_at_hand_is_a_fault(parts: Parts) -> None:
 
 @pytest.mark.row("EST-125", "INC-27")
 def test_a_locked_database_loses_nothing(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("estserver.store.engine._WAIT_SECONDS", 0.2)
+    monkeypatch.setattr("estserver.store.engine.WAIT_SECONDS", 0.2)
     monkeypatch.setattr("estserver.store.engine._LAST_SECONDS", 0.2)
     handover, key = parts.invite(), new_key()
     entitlement = parts.entitle(handover)
