@@ -88,8 +88,8 @@ class Invitations:
         self._profiles = profiles
         self._throttle = SourceThrottle(clock, limits.guesses_per_source)
         self._organization = organization
-        # Argon2id takes tens of milliseconds and 19 MiB: one thread of its own, so that however many
-        # PINs come, it has them once.
+        # Argon2id takes tens of milliseconds and 19 MiB: one thread of its own, so that it has them
+        # once, however many PINs come.
         self._hashing = ThreadPoolExecutor(1, thread_name_prefix="argon2id")
 
     # -- registering -----------------------------------------------------------------------------
