@@ -15,14 +15,16 @@ from estserver.errors import (
     BadCredentials,
     CertificateRefused,
     KeyNotAllowed,
+    RegistrationClosed,
     TooManyAttempts,
 )
 from estserver.intents import EnrollmentRequest
-from estserver.invitations import FREE_TRIES
+from estserver.invitations import FREE_TRIES, Handover
 from estserver.model import (
     ACMEOrder,
     CertificateState,
     Door,
+    Entitlement,
     Issued,
     RevocationReason,
     Via,
@@ -130,14 +132,16 @@ def test_guesses_through_two_nodes_wait_for_each_other(both: Parts) -> None:
         there.store.close()
 
 
+def _renewing_order(parts: Parts, handover: Handover, issued: Issued) -> Entitlement:
+    """Judge an ACME order for the names of a certificate, which takes no unit."""
+    authority = ACMEOrder("order-1", handover.invitation.number, renews=issued.enrollment)
+    return replace(parts.authenticator.renew(credential(issued)), authority=authority)
+
+
 def test_an_order_does_not_renew_what_was_revoked_since_it_was_judged(both: Parts) -> None:
     handover = both.invite(doors=frozenset({Door.EST, Door.ACME}))
     issued = both.enroll(handover)
-    number = handover.invitation.number
-    renewing = replace(
-        both.authenticator.renew(credential(issued)),
-        authority=ACMEOrder("order-1", number, renews=issued.enrollment),
-    )
+    renewing = _renewing_order(both, handover, issued)
     both.ra.revoke(
         issued.enrollment,
         reason=RevocationReason.CESSATION_OF_OPERATION,
@@ -146,6 +150,15 @@ def test_an_order_does_not_renew_what_was_revoked_since_it_was_judged(both: Part
         origin=ORIGIN,
     )
     with pytest.raises(CertificateRefused, match="revoked"):
+        both.ask(renewing, csr_like(issued.der), Via.ACME)
+
+
+def test_an_order_does_not_renew_for_whom_was_cancelled_since_it_was_judged(both: Parts) -> None:
+    handover = both.invite(doors=frozenset({Door.EST, Door.ACME}))
+    issued = both.enroll(handover)
+    renewing = _renewing_order(both, handover, issued)
+    both.invitations.cancel(handover.invitation.number, by="test", origin=ORIGIN)
+    with pytest.raises(RegistrationClosed):
         both.ask(renewing, csr_like(issued.der), Via.ACME)
 
 
