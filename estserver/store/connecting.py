@@ -17,9 +17,9 @@ _PRAGMAS = (
     # Pages, 32 MB: what the indexes touch again and again goes to the database once.
     "wal_autocheckpoint=8000",
 )
-_READERS_KIB, _WRITERS_KIB = 512, 4096
+_READERS_KIB, _WRITERS_KIB = 512, 2048
 """Pages that a connection keeps. There may be sixteen readers, whose pages are worthless after each
-commit; the writer changes more than 2 MB, SQLite's own measure, for a group of 64."""
+commit; the writer changes most of 2 MB for a group of 64."""
 _POSTGRESQL_LIMITS = {
     "connect_timeout": _BUSY_SECONDS,
     # A server that is gone without a word is noticed before the callers give up, milliseconds.

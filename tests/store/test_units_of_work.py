@@ -277,7 +277,7 @@ def _pages_kept(tx: Transaction) -> int:
 
 def test_connections_keep_few_pages_unless_they_write(sqlite_store: Store) -> None:
     assert sqlite_store.read(_pages_kept) == 512
-    assert sqlite_store.write(_pages_kept) == 4096
+    assert sqlite_store.write(_pages_kept) == 2048
 
 
 def test_a_connection_that_has_written_keeps_few_pages_in_the_pool(tmp_path: Path) -> None:
@@ -285,7 +285,7 @@ def test_a_connection_that_has_written_keeps_few_pages_in_the_pool(tmp_path: Pat
     writer = writing.execution_options(estserver_write=True)
     with writer.connect() as connection:
         first = connection.connection.dbapi_connection
-        assert connection.exec_driver_sql("PRAGMA cache_size").scalar_one() == -4096
+        assert connection.exec_driver_sql("PRAGMA cache_size").scalar_one() == -2048
     with writing.connect() as connection:
         assert connection.connection.dbapi_connection is first
         assert connection.exec_driver_sql("PRAGMA cache_size").scalar_one() == -512
