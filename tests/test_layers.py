@@ -47,6 +47,7 @@ LIBRARIES = {
     "aiohttp": {"front", "http", "protocols", "web", "management", "listeners", "server"},
     "sqlalchemy": {"store"},
     "alembic": {"store"},
+    "josepy": {"protocols"},
     "dns": {"protocols"},
     "pkcs11": {"ca"},
     "jinja2": {"web", "mail"},

@@ -1,22 +1,22 @@
 """Account keys: which JWKs may sign, what they are called, and the one algorithm each goes with.
 
-What a JWK may be is decided member by member, because libraries take keys of any size, private
-members and symmetric keys.
+josepy builds the JWK and its thumbprint and verifies with the algorithm; what may reach it is
+decided here, because it takes keys of any size, private members and symmetric keys.
 """
 
 import base64
 import functools
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
-from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from josepy import jwa
+from josepy.jwk import JWK, JWKEC, JWKRSA
 
 from estserver.errors import KeyNotAllowed
 from estserver.model import PublicKey
@@ -26,33 +26,22 @@ from estserver.public_keys import MAX_RSA_BITS, MIN_RSA_BITS, check_key
 ALGORITHMS = ("ES256", "ES384", "ES512", "EdDSA", "RS256")
 """What a request may be signed with; the order is our preference."""
 _BASE64URL = re.compile(r"[A-Za-z0-9_-]*")
-_ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
-_LAST = {0: _ALPHABET, 2: _ALPHABET[::16], 3: _ALPHABET[::4]}
-"""What may stand last by the length modulo 4: the bits that belong to no octet must be zero."""
 _MAX_MEMBER = 4096
 """Characters of one JWK member; an RSA modulus of 4096 bits has 683."""
 _PRIVATE = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k"})
-
-
-@dataclass(frozen=True, slots=True)
-class _Curve:
-    """A curve, what JOSE calls it, the octets of a coordinate, and how it signs (RFC 7518 §3.4)."""
-
-    curve: ec.EllipticCurve
-    crv: str
-    octets: int
-    algorithm: str
-    ecdsa: ec.ECDSA
-
-
-_CURVES = (
-    _Curve(ec.SECP256R1(), "P-256", 32, "ES256", ec.ECDSA(hashes.SHA256())),
-    _Curve(ec.SECP384R1(), "P-384", 48, "ES384", ec.ECDSA(hashes.SHA384())),
-    _Curve(ec.SECP521R1(), "P-521", 66, "ES512", ec.ECDSA(hashes.SHA512())),
-)
-_BY_CRV = {one.crv: one for one in _CURVES}
-_BY_NAME = {one.curve.name: one for one in _CURVES}
+_CURVES: Mapping[str, tuple[ec.EllipticCurve, int, str]] = {
+    "P-256": (ec.SECP256R1(), 32, "ES256"),
+    "P-384": (ec.SECP384R1(), 48, "ES384"),
+    "P-521": (ec.SECP521R1(), 66, "ES512"),
+}
+_EC_ALGORITHMS = {curve.name: algorithm for curve, _, algorithm in _CURVES.values()}
 _QUICK = frozenset({"ES256", "EdDSA", "RS256"})
+_VERIFIERS: Mapping[str, jwa.JWASignature] = {
+    "ES256": jwa.ES256,
+    "ES384": jwa.ES384,
+    "ES512": jwa.ES512,
+    "RS256": jwa.RS256,
+}
 
 
 def decode_base64url(text: object, what: str) -> bytes:
@@ -66,14 +55,37 @@ def decode_base64url(text: object, what: str) -> bytes:
         raise malformed(f"{what} is not base64url without padding")
     if len(text) % 4 == 1:
         raise malformed(f"{what} is cut off: no base64url has this length")
-    if text and text[-1] not in _LAST[len(text) % 4]:
+    raw = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+    if encode_base64url(raw) != text:
         raise malformed(f"{what} is not canonical base64url: its last character has stray bits")
-    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+    return raw
 
 
 def encode_base64url(raw: bytes) -> str:
     """Encode as base64url without padding."""
     return base64.urlsafe_b64encode(raw).decode().rstrip("=")
+
+
+class _JWKOKP(JWK):
+    """Ed25519 as a JWK (RFC 8037 §2), which josepy does not know."""
+
+    typ = "OKP"
+    __slots__ = ("key",)
+    cryptography_key_types = (ed25519.Ed25519PublicKey,)
+    required = ("crv", JWK.type_field_name, "x")
+    key: ed25519.Ed25519PublicKey
+
+    def fields_to_partial_json(self) -> dict[str, Any]:
+        x = self.key.public_bytes(Encoding.Raw, PublicFormat.Raw)
+        return {"crv": "Ed25519", "x": encode_base64url(x)}
+
+    @classmethod
+    def fields_from_json(cls, jobj: Mapping[str, Any]) -> "_JWKOKP":
+        x = decode_base64url(jobj["x"], "x")
+        return cls(key=ed25519.Ed25519PublicKey.from_public_bytes(x))
+
+    def public_key(self) -> "_JWKOKP":
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,23 +113,13 @@ class AccountKey:
 
     def verifies(self, message: bytes, signature: bytes) -> bool:
         """Tell whether `signature` is this key's over exactly these bytes."""
-        try:
-            match self.public_key:
-                case ec.EllipticCurvePublicKey() as key:
-                    # RFC 7518 §3.4: R and S one after the other, both of the curve's full size.
-                    curve = _BY_NAME[key.curve.name]
-                    if len(signature) != 2 * curve.octets:
-                        return False
-                    r = int.from_bytes(signature[: curve.octets])
-                    s = int.from_bytes(signature[curve.octets :])
-                    key.verify(encode_dss_signature(r, s), message, curve.ecdsa)
-                case rsa.RSAPublicKey() as key:
-                    key.verify(signature, message, padding.PKCS1v15(), hashes.SHA256())
-                case key:
-                    key.verify(signature, message)
-        except InvalidSignature:
-            return False
-        return True
+        if isinstance(self.public_key, ed25519.Ed25519PublicKey):
+            try:
+                self.public_key.verify(signature, message)
+            except InvalidSignature:
+                return False
+            return True
+        return bool(_VERIFIERS[self.algorithm].verify(self.public_key, message, signature))
 
 
 def read_jwk(value: object) -> AccountKey:
@@ -147,24 +149,20 @@ def account_key(public_key: PublicKey) -> AccountKey:
     """Return a public key as one that signs requests."""
     match public_key:
         case rsa.RSAPublicKey():
-            modulus = public_key.public_numbers()
-            e, n = (one.to_bytes(-(-one.bit_length() // 8)) for one in (modulus.e, modulus.n))
-            jwk = {"e": encode_base64url(e), "kty": "RSA", "n": encode_base64url(n)}
+            jwk: JWK = JWKRSA(key=public_key)
             algorithm = "RS256"
         case ec.EllipticCurvePublicKey():
-            curve = _BY_NAME[public_key.curve.name]
-            point = public_key.public_numbers()
-            x, y = (encode_base64url(one.to_bytes(curve.octets)) for one in (point.x, point.y))
-            jwk = {"crv": curve.crv, "kty": "EC", "x": x, "y": y}
-            algorithm = curve.algorithm
+            jwk = JWKEC(key=public_key)
+            algorithm = _EC_ALGORITHMS[public_key.curve.name]
         case _:
-            x = encode_base64url(public_key.public_bytes(Encoding.Raw, PublicFormat.Raw))
-            jwk = {"crv": "Ed25519", "kty": "OKP", "x": x}
+            jwk = _JWKOKP(key=public_key)
             algorithm = "EdDSA"
-    # RFC 7638 §3: the required members only, in the order of their names, without white space.
-    canonical = json.dumps(jwk, separators=(",", ":"), sort_keys=True).encode()
-    thumbprint = encode_base64url(hashlib.sha256(canonical).digest())
-    return AccountKey(public_key, jwk, thumbprint, algorithm)
+    return AccountKey(
+        public_key=public_key,
+        jwk={str(name): str(member) for name, member in jwk.to_json().items()},
+        thumbprint=encode_base64url(jwk.thumbprint()),
+        algorithm=algorithm,
+    )
 
 
 def stored_key(jwk: Mapping[str, str]) -> AccountKey:
@@ -205,15 +203,15 @@ def _build(jwk: Mapping[str, object]) -> PublicKey:
 
 
 def _build_ec(jwk: Mapping[str, object]) -> PublicKey:
-    crv = jwk.get("crv")
-    if not isinstance(crv, str) or crv not in _BY_CRV:
+    curve_name = jwk.get("crv")
+    if not isinstance(curve_name, str) or curve_name not in _CURVES:
         raise _bad_key("crv must be P-256, P-384 or P-521")
-    curve = _BY_CRV[crv]
+    curve, octets, _ = _CURVES[curve_name]
     x, y = (_member(jwk, name) for name in ("x", "y"))
     # RFC 7518 §6.2.1.2: "The length of this octet string MUST be the full size of a coordinate".
-    if len(x) != curve.octets or len(y) != curve.octets:
-        raise _bad_key(f"x and y of a {crv} key have {curve.octets} octets each")
-    numbers = ec.EllipticCurvePublicNumbers(int.from_bytes(x), int.from_bytes(y), curve.curve)
+    if len(x) != octets or len(y) != octets:
+        raise _bad_key(f"x and y of a {curve_name} key have {octets} octets each")
+    numbers = ec.EllipticCurvePublicNumbers(int.from_bytes(x), int.from_bytes(y), curve)
     return numbers.public_key()
 
 
