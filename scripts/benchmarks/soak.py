@@ -212,7 +212,10 @@ def _run(arguments: argparse.Namespace, stack: ExitStack) -> tuple[list[Sample],
     course.shared["sqlite"] = enrolling.warm_up(course, served)
     soak = _Soak(course, _measurements(course, stack))
     soak.warm_up(arguments.warm_up)
-    print(f"warm after {arguments.warm_up:g} minutes, {course.checker.checked} certificates")
+    print(
+        f"warm after {arguments.warm_up:g} minutes, {course.checker.checked} certificates",
+        flush=True,
+    )
     samples: list[Sample] = []
     told, cpu = 0.0, soak.cpu
     for sample in soak.soak(arguments.minutes):
