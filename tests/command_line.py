@@ -22,6 +22,8 @@ def own_logging() -> Iterator[None]:
     A server in here logs to stderr as it is outside of commands: what is written to stdout while
     one runs is the command's own.
     """
+    # A fixture for many tests may have run commands before this one was asked for.
+    structlog.reset_defaults()
     structlog.configure(logger_factory=structlog.WriteLoggerFactory(sys.__stderr__))
     root = logging.getLogger()
     handlers, level, before = root.handlers[:], root.level, structlog.get_config()
