@@ -22,7 +22,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from estserver.errors import Fault, Unavailable
 from estserver.failpoints import reach
@@ -32,6 +31,7 @@ from estserver.store import audit
 from estserver.store.connecting import WAIT_SECONDS, open_engine
 from estserver.store.gate import Gate
 from estserver.store.kept import Kept
+from estserver.store.prepared import unless_there
 
 T = TypeVar("T")
 _GROUP = 256
@@ -49,9 +49,9 @@ def from_unix(seconds: int) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
 
 
-_DIGESTS = sa.func.unnest(
-    sa.bindparam("digests", type_=postgresql.ARRAY(sa.BigInteger))
-).column_valued("digest")
+_DIGESTS = sa.func.unnest(sa.bindparam("digests", type_=sa.ARRAY(sa.BigInteger))).column_valued(
+    "digest"
+)
 _LOCK = sa.select(sa.func.pg_advisory_xact_lock(_DIGESTS))
 
 
@@ -84,8 +84,7 @@ class Transaction:
 
     def insert_new(self, table: sa.Table, **values: Any) -> bool:
         """Insert a row unless a unique column forbids; return whether it was inserted."""
-        dialect = postgresql if self.connection.dialect.name == "postgresql" else sqlite
-        statement = dialect.insert(table).values(**values).on_conflict_do_nothing()
+        statement = unless_there(table, self.connection.dialect.name).values(**values)
         # SQLAlchemy forgets the count of an INSERT unless told to keep it.
         statement = statement.execution_options(preserve_rowcount=True)
         return self.connection.execute(statement).rowcount == 1

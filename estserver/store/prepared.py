@@ -11,13 +11,9 @@ from json import loads
 from typing import Any, NoReturn
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.dialects.postgresql import psycopg
+from sqlalchemy.dialects import sqlite
 
-_DIALECTS: Mapping[str, sa.Dialect] = {
-    "sqlite": sqlite.dialect(paramstyle="named"),
-    "postgresql": psycopg.dialect(),  # type: ignore[no-untyped-call]  # SQLAlchemy has no type there
-}
+_SQLITE = sqlite.dialect(paramstyle="named")
 
 
 class _Text:
@@ -25,10 +21,28 @@ class _Text:
 
     __slots__ = ("fixed", "text")
 
-    def __init__(self, statement: sa.ClauseElement, dialect: str) -> None:
-        compiled = statement.compile(dialect=_DIALECTS[dialect])
+    def __init__(self, statement: sa.ClauseElement, dialect: sa.Dialect) -> None:
+        compiled = statement.compile(dialect=_SQLITE if dialect.name == "sqlite" else dialect)
         self.text = str(compiled)
         self.fixed = {key: value for key, value in compiled.params.items() if value is not None}
+
+
+class _Texts:
+    """The texts of one statement, each made when its database first wants it."""
+
+    __slots__ = ("_make", "_texts")
+
+    def __init__(self, make: Callable[[str], sa.ClauseElement]) -> None:
+        """`make` makes the statement for a dialect, given its name."""
+        self._make = make
+        self._texts: dict[str, _Text] = {}
+
+    def of(self, connection: sa.Connection) -> _Text:
+        dialect = connection.dialect
+        text = self._texts.get(dialect.name)
+        if text is None:
+            text = self._texts[dialect.name] = _Text(self._make(dialect.name), dialect)
+        return text
 
 
 class Prepared:
@@ -37,15 +51,15 @@ class Prepared:
     Rows hold what the drivers take as it is: text, integers, bytes; JSON columns as text.
     """
 
-    def __init__(self, statements: Mapping[str, sa.Insert | sa.Update]) -> None:
-        """`statements` by name of the dialect."""
-        self._texts = {name: _Text(statements[name], name) for name in _DIALECTS}
+    def __init__(self, make: Callable[[str], sa.Insert | sa.Update]) -> None:
+        """`make` makes the statement for a dialect, given its name."""
+        self._texts = _Texts(make)
 
     def run(self, connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> int:
         """Run the statement for each of `rows`; return how many rows of the table it changed."""
         if not rows:
             return 0
-        how = self._texts[connection.dialect.name]
+        how = self._texts.of(connection)
         cursor = _cursor(connection)
         try:
             if len(rows) == 1:
@@ -65,17 +79,22 @@ class Prepared:
 def insert(table: sa.Table, *columns: str) -> Prepared:
     """Prepare an INSERT of `columns` that leaves out rows which a unique column forbids."""
     values: dict[str, sa.BindParameter[Any]] = {name: sa.bindparam(name) for name in columns}
-    return Prepared(
-        {
-            name: dialect.insert(table).values(values).on_conflict_do_nothing()
-            for name, dialect in (("sqlite", sqlite), ("postgresql", postgresql))
-        }
-    )
+    return Prepared(lambda dialect: unless_there(table, dialect).values(values))
+
+
+def unless_there(table: sa.Table, dialect: str) -> sa.Insert:
+    """Return an INSERT that leaves out rows which a unique column forbids."""
+    if dialect == "sqlite":
+        return sqlite.insert(table).on_conflict_do_nothing()
+    # Two megabytes that only those need who use it.
+    from sqlalchemy.dialects import postgresql  # noqa: PLC0415 - see above
+
+    return postgresql.insert(table).on_conflict_do_nothing()
 
 
 def update(statement: sa.Update) -> Prepared:
     """Prepare an UPDATE; its parameters must not have the names of columns."""
-    return Prepared(dict.fromkeys(_DIALECTS, statement))
+    return Prepared(lambda _dialect: statement)
 
 
 class Lookup:
@@ -83,14 +102,11 @@ class Lookup:
 
     def __init__(self, select: sa.Select[Any], column: sa.ColumnElement[Any]) -> None:
         """`select`: what to look up, without the condition on `column`."""
-        array = postgresql.ARRAY(column.type)
-        self._texts = {
-            # A look at the index for each value costs less than text that fits their number.
-            "sqlite": _Text(select.where(column == sa.bindparam("value")), "sqlite"),
-            "postgresql": _Text(
-                select.where(column == sa.any_(sa.bindparam("values", type_=array))), "postgresql"
-            ),
-        }
+        # SQLite: a look at the index for each value costs less than text that fits their number.
+        one = select.where(column == sa.bindparam("value"))
+        values = sa.bindparam("values", type_=sa.ARRAY(column.type))
+        several = select.where(column == sa.any_(values))
+        self._texts = _Texts(lambda dialect: one if dialect == "sqlite" else several)
         columns = list(select.selected_columns)
         # Its fields are the columns, which no class could know.
         self._row: Any = namedtuple("Row", [column.name for column in columns])  # type: ignore[misc]  # noqa: PYI024 - see above
@@ -105,9 +121,9 @@ class Lookup:
 
         The order of the SELECT holds for the rows of one value.
         """
-        name = connection.dialect.name
-        how = self._texts[name]
-        asked = [{"value": v} for v in values] if name == "sqlite" else [{"values": list(values)}]
+        how = self._texts.of(connection)
+        one_by_one = connection.dialect.name == "sqlite"
+        asked = [{"value": v} for v in values] if one_by_one else [{"values": list(values)}]
         cursor = _cursor(connection)
         for parameters in asked:
             try:
