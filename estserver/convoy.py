@@ -11,7 +11,6 @@ import contextlib
 import queue
 import threading
 import time
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -29,12 +28,6 @@ _LONGEST_SECONDS = 28
 """How long anybody waits, below the 30 s of invariant I8; the walk itself goes on to its end."""
 _LINGER_SECONDS = 0.003
 """Less than an fsync on most disks, which all that come meanwhile will share."""
-
-
-_IDLE_SECONDS = 0.0001
-"""A turn of an event loop that took less had nothing to do."""
-_BOARDING_SECONDS = 0.006
-"""How long a loop is given to bring along those it is busy with, in handshakes above all."""
 
 
 _Askers = list[tuple["_Walk", Any]]
@@ -75,48 +68,6 @@ class _Walk:
             self.waiting.set_exception(self.error)
 
 
-class _Stop:
-    """Where the walks of one event loop wait until the loop has nothing else to do.
-
-    The more go together, the less each costs; and while the loop is busy, they would only compete
-    with it. Who comes alone leaves at once.
-    """
-
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, leave: Callable[[list[_Walk]], None]
-    ) -> None:
-        self._loop = loop
-        self._leave = leave
-        self._waiting: list[_Walk] = []
-        self._lock = threading.Lock()
-        self._since = self._looked = 0.0
-
-    def board(self, walk: _Walk) -> None:
-        """Wait with the others; on the event loop only."""
-        with self._lock:
-            self._waiting.append(walk)
-            first = len(self._waiting) == 1
-        if first:
-            self._since = self._looked = self._loop.time()
-            self._loop.call_soon(self._look)
-
-    def _look(self) -> None:
-        now = self._loop.time()
-        busy = now - self._looked > _IDLE_SECONDS
-        self._looked = now
-        if busy and now - self._since < _BOARDING_SECONDS:
-            self._loop.call_soon(self._look)
-        else:
-            self.leave()
-
-    def leave(self) -> None:
-        """Go with those who are here; from any thread."""
-        with self._lock:
-            waiting, self._waiting = self._waiting, []
-        if waiting:
-            self._leave(waiting)
-
-
 class Convoy:
     """Walks for those who wait on event loops. `close` takes all to their ends first."""
 
@@ -125,10 +76,7 @@ class Convoy:
         self._store = store
         self._reader = store.reader()
         self._executor = executor
-        self._arrivals: queue.SimpleQueue[list[_Walk] | None] = queue.SimpleQueue()
-        self._stops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Stop] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._arrivals: queue.SimpleQueue[_Walk | None] = queue.SimpleQueue()
         self._away = 0
         self._thread = threading.Thread(target=self._drive, name="convoy", daemon=True)
         self._thread.start()
@@ -140,10 +88,7 @@ class Convoy:
         """
         loop = asyncio.get_running_loop()
         waiting: asyncio.Future[T] = loop.create_future()
-        stop = self._stops.get(loop)
-        if stop is None:
-            stop = self._stops[loop] = _Stop(loop, self._arrivals.put)
-        stop.board(_Walk(steps, loop, waiting))
+        self._arrivals.put(_Walk(steps, loop, waiting))
         patience = loop.call_later(_LONGEST_SECONDS, _give_up, waiting)
         try:
             return await waiting
@@ -152,8 +97,6 @@ class Convoy:
 
     def close(self) -> None:
         """Return when every walk has come to its end; no other may begin."""
-        for stop in list(self._stops.values()):
-            stop.leave()
         self._arrivals.put(None)
         self._thread.join()
 
@@ -161,31 +104,32 @@ class Convoy:
         closing = False
         company = 1
         while self._away or not closing:
-            walks, ending = self._arrived(company)
-            closing = closing or ending
+            arrived = self._arrived(company)
+            closing = closing or None in arrived
+            walks = [walk for walk in arrived if walk is not None]
             # Slowly forgotten: one who came alone may only have been the first of many.
             company = max(len(walks), company * 3 // 4)
             while walks:
                 walks = self._turn(walks)
         self._reader.close()
 
-    def _arrived(self, company: int) -> tuple[list[_Walk], bool]:
+    def _arrived(self, company: int) -> list[_Walk | None]:
         """Wait for somebody, and a moment for as many as the last `company` had.
 
-        Who came alone the last times waits for nobody. Also tells whether nobody else will come.
+        Who came alone the last times waits for nobody.
         """
         arrived = [self._arrivals.get()]
         until = time.monotonic() + _LINGER_SECONDS
-        while sum(map(_count, arrived)) < company and (left := until - time.monotonic()) > 0:
+        while len(arrived) < company and (left := until - time.monotonic()) > 0:
             with contextlib.suppress(queue.Empty):
                 arrived.append(self._arrivals.get(timeout=left))
         while not self._arrivals.empty():
             arrived.append(self._arrivals.get())
-        walks = [walk for together in arrived if together is not None for walk in together]
-        for walk in walks:
-            self._away -= walk.away
-            walk.away = False
-        return walks, None in arrived
+        for walk in arrived:
+            if walk is not None and walk.away:
+                walk.away = False
+                self._away -= 1
+        return arrived
 
     def _turn(self, walks: Sequence[_Walk]) -> list[_Walk]:
         """Take each walk past its next write, reading what it must before; return who goes on."""
@@ -227,7 +171,7 @@ class Convoy:
                 walk.outcome = run()
             except BaseException as error:  # noqa: BLE001 - the walk's to judge
                 walk.error = error
-            self._arrivals.put([walk])
+            self._arrivals.put(walk)
 
         walk.away = True
         self._away += 1
@@ -264,10 +208,6 @@ class Convoy:
             return self._store.write_all(runs)
         except Unavailable as error:
             return [partial(_refuse, error)] * len(runs)
-
-
-def _count(together: list[_Walk] | None) -> int:
-    return 0 if together is None else len(together)
 
 
 def _divided(writes: Mapping[Together[Any, Any], _Askers]) -> list[_Unit]:

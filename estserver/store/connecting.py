@@ -14,8 +14,6 @@ _PRAGMAS = (
     "foreign_keys=ON",
     # What is purged must not lie on in free pages: not every build of SQLite sees to it.
     "secure_delete=ON",
-    # Pages, 32 MB: what the indexes touch again and again goes to the database once.
-    "wal_autocheckpoint=8000",
 )
 _READERS_KIB, _WRITERS_KIB = 512, 2048
 """Pages that a connection keeps. There may be sixteen readers, whose pages are worthless after each
