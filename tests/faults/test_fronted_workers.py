@@ -1,4 +1,4 @@
-"""Two workers behind HAProxy share Unix sockets, which outlive each of them."""
+"""Two workers behind a front share Unix sockets, which outlive each of them."""
 
 import os
 import shutil
@@ -15,9 +15,9 @@ from tests.interop.fronts import make_fronted
 from tests.live import Live, Workshop, make_csr, new_key
 
 
-@pytest.fixture
-def fronted(template: Path, tmp_path: Path) -> Iterator[Process]:
-    """Return two workers whose https listeners are reached through HAProxy alone."""
+@pytest.fixture(params=["haproxy", "nginx"])
+def fronted(template: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Process]:
+    """Return two workers whose https listeners are reached through a front alone."""
     served: list[Process] = []
 
     def serve(live: Live) -> None:
@@ -25,7 +25,7 @@ def fronted(template: Path, tmp_path: Path) -> Iterator[Process]:
         served[0].start()
         served[0].until_told("worker.ready", 2)
 
-    _, front = make_fronted(Workshop(template), tmp_path / "instance", "haproxy", serve)
+    _, front = make_fronted(Workshop(template), tmp_path / "instance", request.param, serve)
     yield served[0]
     front.stop()
     served[0].stop()
