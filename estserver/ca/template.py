@@ -8,6 +8,7 @@ it is made: it must give back, byte for byte, what it was made from and another 
 import hashlib
 from collections.abc import Iterator
 from datetime import datetime
+from functools import lru_cache
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -141,6 +142,7 @@ def _names(plan: Plan) -> bytes:
     raise LintFailed("the template has names, the plan has none")
 
 
+@lru_cache(maxsize=256)
 def _time(moment: datetime) -> bytes:
     """RFC 5280 §4.1.2.5: UTCTime through 2049, GeneralizedTime from 2050 on."""
     if moment.year < _FIRST_GENERALIZED_YEAR:
