@@ -61,7 +61,8 @@ def _write(draft: Path, content: BinaryIO, path: Path, mode: int | None) -> None
 def make_folder(folder: Path) -> None:
     """Make a folder for its owner only, with those above it, unless it is there. Raises OSError."""
     if not folder.exists():
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(folder.parent)
+        folder.mkdir(mode=0o700, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
             give(descriptor, folder.parent.stat())

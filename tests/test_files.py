@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from estserver.anchor import AnchorFile
+from estserver.files import write_private
 from tests.command_line import Shell
 from tests.live import MovableClock
 
@@ -37,6 +38,14 @@ def test_the_journal_and_the_anchor_that_root_begins_are_the_services(shell: She
     made = [anchor, *(shell.directory / "journal").glob("*.jsonl"), anchor.parent]
     assert len(made) == 3
     assert {(path.stat().st_uid, path.stat().st_gid) for path in made} == {(4711, 4712)}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_folders_that_root_makes_on_the_way_are_the_services_and_private(tmp_path: Path) -> None:
+    os.chown(tmp_path, 4711, 4712)
+    write_private(tmp_path / "on/the/way", b"secret")
+    for folder in (tmp_path / "on", tmp_path / "on/the"):
+        assert (folder.stat().st_uid, folder.stat().st_gid, _mode(folder)) == (4711, 4712, 0o700)
 
 
 def test_a_ceremony_follows_no_link_but_that_of_the_configuration(
