@@ -4,6 +4,7 @@ For good, or on hold until somebody releases or revokes it, where the instance h
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -154,15 +155,8 @@ def _revoke_batch(
 ) -> int:
     revoked = 0
     for record in found:
-        present = certificates.certificate(tx, record.enrollment)
-        # Somebody else may have been faster.
-        if present is not None and _can_hit(revocation, present, tx):
+        # Somebody else may have been faster, or time: then it is not hit.
+        with suppress(Conflict):
             revoke(tx, record.enrollment, revocation, origin)
             revoked += 1
     return revoked
-
-
-def _can_hit(revocation: Revocation, record: CertificateRecord, tx: Transaction) -> bool:
-    if revocation.holds:
-        return record.state_at(tx.now) is CertificateState.VALID
-    return record.state is not CertificateState.REVOKED or record.on_hold

@@ -29,7 +29,9 @@ from estserver.model import (
     RevocationReason,
     Via,
 )
+from estserver.revoking import Revocation, revoke, revoke_selected
 from estserver.store import Transaction, certificates, revocations
+from estserver.store.selection import Selection
 from tests.live import new_key
 from tests.parts import ORIGIN, SOURCE, Parts, csr_like, csr_of, with_rules
 
@@ -128,6 +130,24 @@ def test_guesses_through_two_nodes_wait_for_each_other(both: Parts) -> None:
                 begin,
                 lambda: there.invitations.confirm(invitation, WRONG, source=SOURCE),
             )
+    finally:
+        there.store.close()
+
+
+def test_mass_revocation_goes_on_where_another_node_was_faster(both: Parts) -> None:
+    there, handover = both.another(), both.invite(units=2)
+    issued = [both.enroll(handover) for _ in range(2)]
+    superseded = Revocation(RevocationReason.SUPERSEDED, None, "test")
+
+    def revoke_first(tx: Transaction) -> None:
+        revoke(tx, issued[0].enrollment, superseded, ORIGIN)
+
+    def revoke_all() -> int:
+        return revoke_selected(there.store, Selection(profile="device"), superseded, ORIGIN)
+
+    try:
+        assert Overlap(both).run(revoke_first, revoke_all) == 1
+        assert {state_of(both, one) for one in issued} == {CertificateState.REVOKED}
     finally:
         there.store.close()
 
