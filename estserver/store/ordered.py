@@ -102,6 +102,8 @@ def _before(row: sa.Row[Any]) -> Before:
 _STANDING = prepared.Lookup(
     sa.select(certificates.c.enrollment)
     .where(certificates.c.state + "" == CertificateState.VALID.value)
+    # In one order for all, or two transactions would wait for each other.
+    .order_by(certificates.c.enrollment)
     .with_for_update(read=True),
     certificates.c.enrollment,
 )

@@ -99,7 +99,11 @@ def add(
 
 
 _BY_NUMBER = prepared.Lookup(sa.select(invitations), invitations.c.number)
-_HOLD = prepared.Lookup(sa.select(invitations).with_for_update(read=True), invitations.c.number)
+# In one order for all, or two transactions would wait for each other.
+_HOLD = prepared.Lookup(
+    sa.select(invitations).order_by(invitations.c.number).with_for_update(read=True),
+    invitations.c.number,
+)
 
 
 def get(tx: Transaction, number: str, *, hold: bool = False) -> Invitation | None:
