@@ -237,6 +237,11 @@ class ACMEOrder:
         """Identifies the authority by the order."""
         return f"order:{self.order}"
 
+    @staticmethod
+    def of(key: str) -> str | None:
+        """Return the order that a key identifies; None: it is another authority's."""
+        return key.removeprefix("order:") if key.startswith("order:") else None
+
     @property
     def spends_unit(self) -> bool:
         """Whether a unit of the invitation is used up."""

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from estserver.errors import BadInput
-from estserver.model import CertificateRecord, CertificateState
+from estserver.model import ACMEOrder, CertificateRecord, CertificateState
 from estserver.protocols import Services
 from estserver.protocols.acme import records
 from estserver.protocols.acme.answers import Answer
@@ -53,7 +53,6 @@ class Predecessors:
 def account_of(tx: Transaction, record: CertificateRecord) -> str | None:
     """Return the account whose order a certificate came from, None if it came otherwise."""
     enrollment = certificates.enrollment(tx, record.enrollment)
-    if enrollment is None or not enrollment.authority_key.startswith("order:"):
-        return None
-    order = records.order(tx, enrollment.authority_key.removeprefix("order:"))
+    identifier = None if enrollment is None else ACMEOrder.of(enrollment.authority_key)
+    order = None if identifier is None else records.order(tx, identifier)
     return None if order is None else order.account
