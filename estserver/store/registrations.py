@@ -203,6 +203,7 @@ def set_pin(tx: Transaction, number: str, pin: PINHash, *, expires_at: datetime)
     tell_registration(tx, number)
 
 
+# The one conditional UPDATE on which the whole promise "one PIN, one certificate" rests.
 _TAKE = (
     sa.update(invitations)
     .where(
@@ -236,25 +237,9 @@ def spend_units(tx: Transaction, wanted: Mapping[str, int], *, bound: bool = Fal
 def spend_unit(tx: Transaction, number: str, *, bound: bool = False) -> bool:
     """Take one unit if the invitation is open, in time and has one left.
 
-    The one conditional UPDATE on which the whole promise "one PIN, one certificate" rests.
     `bound`: it was redeemed in time, for an account that draws on it until renewals end.
     """
-    in_time = (
-        sa.or_(invitations.c.renew_until.is_(None), invitations.c.renew_until > tx.at)
-        if bound
-        else invitations.c.expires_at > tx.at
-    )
-    changed = tx.change(
-        sa.update(invitations)
-        .where(
-            invitations.c.number == number,
-            invitations.c.state == InvitationState.OPEN.value,
-            in_time,
-            invitations.c.units_used < invitations.c.units,
-        )
-        .values(units_used=invitations.c.units_used + 1)
-    )
-    return changed == 1
+    return number in spend_units(tx, {number: 1}, bound=bound)
 
 
 def spend_renewal_pin(tx: Transaction, number: str) -> bool:
