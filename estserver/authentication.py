@@ -105,7 +105,9 @@ class Authenticator:
         """Return the steps of `entitle`."""
         invitation = yield from self.finding_invitation(credential, counted=counted)
         if profile is not None and profile != invitation.profile:
-            raise NotEntitled(f"this PIN is not for the label {profile}")
+            raise NotEntitled(
+                f"this PIN is not for the label {profile}: use {invitation.profile}, or no label"
+            )
         if invitation.renewal_pin:
             newest = yield from self._newest(invitation)
             if newest is not None:

@@ -298,7 +298,7 @@ def read_manifest(source: Path) -> Manifest:
             raise BadInput(f"{source}: the backup is of another version of estserver")
         manifest = TypeAdapter(Manifest).validate_json(octets, strict=True)
     except FileNotFoundError as error:
-        raise BadInput(f"{source}: is no backup: it has no {MANIFEST}") from error
+        raise BadInput(f"{source} is no backup: it has no {MANIFEST}") from error
     except OSError as error:
         raise BadInput(f"{path}: cannot be read: {error.strerror}") from error
     except ValidationError as error:

@@ -242,10 +242,10 @@ def _core(settings: Settings, clock: Clock) -> Iterator[Finding]:
             if age.age is None:
                 yield Finding(check, Verdict.WARNING, "none yet: `serve` publishes the first")
             else:
-                verdict = Verdict.BAD if age.red else Verdict.OK
-                yield Finding(
-                    check, verdict, f"{age.age} old, {age.life_left:.0%} of its life left"
-                )
+                said = f"{age.age} old, {age.life_left:.0%} of its life left"
+                if age.red:
+                    said += ": `serve` makes the next; if it runs, look for errors in its log"
+                yield Finding(check, Verdict.BAD if age.red else Verdict.OK, said)
         yield from _guarded("journal", _journal(core))
         yield from _guarded("verification", _proofs(core, now))
         yield from _guarded("profiles", _lint(core, now))

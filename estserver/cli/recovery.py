@@ -2,6 +2,7 @@
 
 import os
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,7 @@ def restore_command(
     )
     missing = [str(path) for path in restored.missing]
     made_at = restored.manifest.made_at
+    moment = shown(datetime.fromisoformat(made_at))
     place = restored.configuration.parent
     absent = {str(place / file.place): str(directory / file.path) for file in restored.absent}
     changed = [str(place / file.place) for file in restored.changed]
@@ -99,9 +101,9 @@ def restore_command(
         }
         print_json(told)
     elif restored.database_only:
-        click.echo(f"The database of {place} is as it was at {made_at}; nothing else was touched.")
+        click.echo(f"The database of {place} is as it was at {moment}; nothing else was touched.")
     else:
-        click.echo(f"{restored.configuration} is as it was at {made_at}.")
+        click.echo(f"{restored.configuration} is as it was at {moment}.")
     for path in changed:
         hint(f"{path} is another than in the backup, and stays as it is.")
     for path, copy in absent.items():

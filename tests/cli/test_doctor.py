@@ -166,7 +166,7 @@ def test_doctor_sees_a_crl_that_nobody_renews(live: Live) -> None:
     )
     verdict, detail = _verdicts(Shell(live.directory), status=1)["CRL issuing"]
     assert verdict == "bad"
-    assert "14% of its life left" in detail
+    assert "14% of its life left: `serve` makes the next" in detail
 
 
 def test_doctor_sees_a_crl_whose_bytes_are_damaged(live: Live) -> None:

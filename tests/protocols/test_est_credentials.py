@@ -382,7 +382,7 @@ def test_a_pin_of_another_label_is_refused(live: Live) -> None:
     handover = live.invite("device")
     answer = post(live, csr(), path="server/simpleenroll", by=handover)
     assert answer.status == 403
-    assert b"label server" in answer.body
+    assert b"label server: use device" in answer.body
     assert units_used(live, handover) == 0
 
 

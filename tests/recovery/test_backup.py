@@ -42,7 +42,7 @@ def test_a_backup_is_whole_private_and_never_overwrites(outliving: Live, tmp_pat
     assert "not what was backed up" in refused.stderr
     (backup / "manifest.json").unlink()
     refused = run(live.directory, "restore", str(backup), "--into", str(place), status=1)
-    assert "is no backup" in refused.stderr
+    assert f"{backup} is no backup" in refused.stderr
     assert not place.exists()
     assert sorted(path for path in live.directory.rglob("*")) == before
 
