@@ -104,6 +104,7 @@ class _Comparison:
         self._facts: dict[str, tuple[Entry, int]] = {}
         self._signed: dict[str, tuple[bytes, int]] = {}
         self._registrations: dict[str, dict[str, Any]] = {}
+        self._told: dict[str, tuple[bool, bool, int, int]] = {}
         self._history = History()
         self._numbers: dict[str, int] = {}
 
@@ -136,8 +137,7 @@ class _Comparison:
             try:
                 match entry.kind:
                     case "registration":
-                        kept = refilling.read_registration(entry.fields)
-                        self._registrations[kept["number"]] = kept
+                        self._remember(refilling.read_registration(entry.fields), line.at)
                     case "revocation" | "release":
                         self._history.take(entry)
                     case "crl":
@@ -177,6 +177,19 @@ class _Comparison:
         self._history.take_crl(issuer, crl)
 
     # -- against the database --------------------------------------------------------------------
+
+    def _remember(self, fields: dict[str, Any], at: int) -> None:
+        """Keep how a registration stood last.
+
+        Files of two processes may tell of the same second in either order: what is erased or
+        cancelled stays so, and PINs are only ever replaced by newer ones.
+        """
+        number = fields["number"]
+        cancelled = fields["state"] == "cancelled"
+        told = fields["name"] == PURGED, cancelled, fields["pin_generation"], at
+        if self._told.get(number, told) <= told:
+            self._told[number] = told
+            self._registrations[number] = fields
 
     def _compare_registrations(self) -> None:
         for numbers in _batches(sorted(self._registrations)):
