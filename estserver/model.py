@@ -278,7 +278,8 @@ class Entitlement:
 class Plan:
     """One certificate as it shall be, complete but for its serial. Made by `Profile.plan` only.
 
-    `names` keeps the order in which they will stand in the subjectAltName.
+    `names` keeps the order in which they will stand in the subjectAltName; `spki` is `public_key`
+    as the certificate will hold it, DER.
     `extensions` are all but SKI, AKI and those that hold the issuer's URLs.
     """
 
@@ -287,6 +288,7 @@ class Plan:
     subject: x509.Name
     names: tuple[x509.GeneralName, ...]
     public_key: PublicKey
+    spki: bytes
     not_before: datetime
     not_after: datetime
     extensions: tuple[x509.Extension[x509.ExtensionType], ...]

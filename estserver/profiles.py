@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
 from estserver.csr import CSR, allows
@@ -267,13 +268,14 @@ class Profile:
                 f"the issuing CA may not certify {shown}: ask the administrator",
                 values={"name": shown},
             )
-        return self._plan(csr.public_key, grant, now)
+        return self._plan(csr.public_key, csr.spki, grant, now)
 
     def plan_again(self, public_key: PublicKey, grant: Grant, now: datetime) -> Plan:
         """Decide the certificate of an enrollment whose CSR was accepted before its approval."""
-        return self._plan(public_key, grant, now)
+        spki = public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        return self._plan(public_key, spki, grant, now)
 
-    def _plan(self, public_key: PublicKey, grant: Grant, now: datetime) -> Plan:
+    def _plan(self, public_key: PublicKey, spki: bytes, grant: Grant, now: datetime) -> Plan:
         not_before = grant.not_before or self._earliest(now)
         latest = self._latest(not_before)
         not_after = grant.not_after or latest
@@ -288,6 +290,7 @@ class Profile:
             subject=grant.subject,
             names=names,
             public_key=public_key,
+            spki=spki,
             not_before=not_before,
             not_after=not_after,
             extensions=self._extensions(public_key, grant.subject, names),

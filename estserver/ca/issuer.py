@@ -13,17 +13,19 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
+from itertools import islice
 from typing import Any
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, utils
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import AuthorityInformationAccessOID, NameOID
 
 from estserver.ca.keys import PrivateKey, generate_key, key_type_of
 from estserver.ca.lint import lint, lint_spliced
-from estserver.ca.template import Kind, Template, content_of, elements, encode, kind_of
+from estserver.ca.template import Kind, Template, content_of, elements, encode, is_element, kind_of
 from estserver.errors import ConfigurationError, Fault
 from estserver.model import Draft, KeyType, Plan, PublicKey
 
@@ -230,9 +232,10 @@ class Issuer:
         if not self._verifies(digest, signature):
             raise Fault(f"issuer {self.name}: the signature just made does not verify")
         signed = x509.load_der_x509_certificate(certificate)
-        if list(elements(content_of(draft.tbs)))[_ISSUER_AT] != self._own_name:
+        if next(islice(elements(content_of(draft.tbs)), _ISSUER_AT, None)) != self._own_name:
             raise Fault(f"issuer {self.name}: the draft does not verify under this issuer's name")
-        if signed.tbs_certificate_bytes != draft.tbs or signed.serial_number != draft.serial:
+        # The draft stands first in the certificate: being one element, it is what was parsed.
+        if not is_element(draft.tbs) or signed.serial_number != draft.serial:
             raise Fault(f"issuer {self.name}: the certificate is not the draft")
         return certificate
 
@@ -322,6 +325,7 @@ def _unlike(plan: Plan, public_key: PublicKey) -> Plan:
         plan,
         subject=x509.Name(subject),
         public_key=public_key,
+        spki=public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo),
         not_before=datetime(2049, 12, 31, 23, 59, 59, tzinfo=UTC),
         not_after=datetime(2050, 1, 1, tzinfo=UTC),
         extensions=tuple(extensions),

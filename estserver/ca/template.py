@@ -6,12 +6,11 @@ it is made: it must give back, byte for byte, what it was made from and another 
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from functools import lru_cache
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtensionOID
 
 from estserver.errors import LintFailed
@@ -22,6 +21,8 @@ _UTC_TIME, _GENERALIZED_TIME = b"\x17", b"\x18"
 _TRUE = b"\x01\x01\xff"
 _NAMES = bytes.fromhex("0603551d11")
 _KEY = bytes.fromhex("0603551d0e")
+_KEY_IDENTIFIER = bytes.fromhex("301d0603551d0e04160414")
+"""How a subjectKeyIdentifier begins that is a SHA-1: 20 octets follow."""
 _FIRST_GENERALIZED_YEAR = 2050
 _LONG = 0x80
 
@@ -42,6 +43,11 @@ def elements(content: bytes) -> Iterator[bytes]:
         _, end = _extent(content, at)
         yield content[at:end]
         at = end
+
+
+def is_element(data: bytes) -> bool:
+    """Tell whether `data` is one element, and nothing follows it."""
+    return _extent(data, 0)[1] == len(data)
 
 
 def content_of(element: bytes) -> bytes:
@@ -89,48 +95,53 @@ class Template:
         plan, specimen = specimens[0]
         self._kept_for_their_identity = plan.extensions
         parts = list(elements(content_of(specimen.tbs_certificate_bytes)))
-        self._version, _, self._algorithm, self._issuer, _, _, _, extensions = parts
-        self._extensions = list(elements(content_of(content_of(extensions))))
+        self._version, _, algorithm, issuer, _, _, _, extensions = parts
+        self._algorithm_and_issuer = algorithm + issuer
+        self._extensions = _pieces(content_of(content_of(extensions)))
         for plan, certificate in specimens:
             if self.splice(plan, certificate.serial_number) != certificate.tbs_certificate_bytes:
                 raise LintFailed("the template does not give what CertificateBuilder makes")
 
     def splice(self, plan: Plan, serial: int) -> bytes:
         """Return the to-be-signed bytes for `plan`, DER."""
-        key = plan.public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-        return encode(
-            _SEQUENCE,
-            b"".join(
-                (
-                    self._version,
-                    # One bit more than the number has, so that it is not read as negative.
-                    encode(_INTEGER, serial.to_bytes(serial.bit_length() // 8 + 1)),
-                    self._algorithm,
-                    self._issuer,
-                    encode(_SEQUENCE, _time(plan.not_before) + _time(plan.not_after)),
-                    plan.subject.public_bytes(),
-                    key,
-                    encode(_EXTENSIONS, encode(_SEQUENCE, b"".join(self._fill(plan, key)))),
-                )
-            ),
+        extensions = b"".join(
+            piece if isinstance(piece, bytes) else piece(plan) for piece in self._extensions
         )
+        content = (
+            self._version,
+            # One bit more than the number has, so that it is not read as negative.
+            encode(_INTEGER, serial.to_bytes(serial.bit_length() // 8 + 1)),
+            self._algorithm_and_issuer,
+            _validity(plan.not_before, plan.not_after),
+            plan.subject.public_bytes(),
+            plan.spki,
+            encode(_EXTENSIONS, encode(_SEQUENCE, extensions)),
+        )
+        return encode(_SEQUENCE, b"".join(content))
 
-    def _fill(self, plan: Plan, key: bytes) -> Iterator[bytes]:
-        """Yield the extensions with those put in that depend on key and names."""
-        for extension in self._extensions:
-            if extension.startswith(_KEY, 2):
-                value = encode(_OCTETS, _key_identifier(key))
-                yield encode(_SEQUENCE, _KEY + encode(_OCTETS, value))
-            elif extension.startswith(_NAMES, 2) or extension.startswith(_NAMES, 3):
-                yield _names(plan)
-            else:
-                yield extension
+
+def _pieces(extensions: bytes) -> list[bytes | Callable[[Plan], bytes]]:
+    """Divide what is always the same from what depends on key and names."""
+    pieces: list[bytes | Callable[[Plan], bytes]] = []
+    for extension in elements(extensions):
+        if extension.startswith(_KEY, 2):
+            pieces.append(_key_identifier)
+        elif extension.startswith(_NAMES, 2) or extension.startswith(_NAMES, 3):
+            pieces.append(_names)
+        elif pieces and isinstance(pieces[-1], bytes):
+            pieces[-1] += extension
+        else:
+            pieces.append(extension)
+    return pieces
 
 
-def _key_identifier(key: bytes) -> bytes:
+def _key_identifier(plan: Plan) -> bytes:
     """RFC 5280 §4.2.1.2 (1): SHA-1 of the BIT STRING, without its count of unused bits."""
-    _, bits = elements(content_of(key))
-    return hashlib.sha1(content_of(bits)[1:], usedforsecurity=False).digest()
+    algorithm, _ = _extent(plan.spki, 0)
+    _, bits = _extent(plan.spki, algorithm)
+    start, end = _extent(plan.spki, bits)
+    digest = hashlib.sha1(plan.spki[start + 1 : end], usedforsecurity=False).digest()
+    return _KEY_IDENTIFIER + digest
 
 
 def _names(plan: Plan) -> bytes:
@@ -143,6 +154,10 @@ def _names(plan: Plan) -> bytes:
 
 
 @lru_cache(maxsize=256)
+def _validity(not_before: datetime, not_after: datetime) -> bytes:
+    return encode(_SEQUENCE, _time(not_before) + _time(not_after))
+
+
 def _time(moment: datetime) -> bytes:
     """RFC 5280 §4.1.2.5: UTCTime through 2049, GeneralizedTime from 2050 on."""
     if moment.year < _FIRST_GENERALIZED_YEAR:
