@@ -4,6 +4,7 @@ No traceback shows local variables, no value is longer than a kilobyte, and cont
 escaped, so that nothing a client sends can start a line of its own.
 """
 
+import json
 import logging
 import sys
 import time
@@ -14,6 +15,8 @@ from structlog.types import EventDict, Processor, WrappedLogger
 
 from estserver.settings import Log
 
+# structlog would make one for each line.
+_JSON = json.JSONEncoder(ensure_ascii=True, default=repr)
 _MAX_VALUE = 1024
 _NOISE_PER_MINUTE = 10
 
@@ -28,7 +31,7 @@ def configure(settings: Log, stream: TextIO = sys.stderr) -> None:
     ]
     # The console form shows people one line as well: values keep their escapes.
     final: Processor = (
-        structlog.processors.JSONRenderer(ensure_ascii=True)
+        structlog.processors.JSONRenderer(_encode_json)
         if settings.format == "json"
         else structlog.dev.ConsoleRenderer(
             colors=stream.isatty(), exception_formatter=structlog.dev.plain_traceback
@@ -64,15 +67,15 @@ def _bound_values(_logger: WrappedLogger, _method: str, event: EventDict) -> Eve
 
 
 def _bounded(value: object) -> object:
-    if not isinstance(value, str):
+    if not isinstance(value, str) or (len(value) <= _MAX_VALUE and value.isprintable()):
         return value
     limit = _MAX_VALUE * 8 if value.startswith("Traceback") else _MAX_VALUE
     cut = value if len(value) <= limit else value[:limit] + "…"
-    if cut.isprintable():
-        return cut
-    return (
-        cut if cut.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in cut)
-    )
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in cut)
+
+
+def _encode_json(event: EventDict, **_how: object) -> str:
+    return _JSON.encode(event)
 
 
 class _Malformed(logging.Filter):

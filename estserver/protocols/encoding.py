@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from cryptography import x509
 from cryptography.hazmat import asn1
-from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
+from cryptography.hazmat.primitives.serialization import Encoding
 
+from estserver.ca.der import SEQUENCE, tlv
 from estserver.model import KeyType
 
 CHALLENGE_PASSWORD = x509.ObjectIdentifier("1.2.840.113549.1.9.7")
@@ -20,6 +21,11 @@ _CURVES = {
     KeyType.EC_P384: x509.ObjectIdentifier("1.3.132.0.34"),
     KeyType.EC_P521: x509.ObjectIdentifier("1.3.132.0.35"),
 }
+
+# What stands around the certificates of a certs-only PKCS#7.
+_TAGGED, _VERSION, _EMPTY_SET = 0xA0, b"\x02\x01\x01", b"\x31\x00"
+_SIGNED_DATA = bytes.fromhex("06092a864886f70d010702")
+_NO_CONTENT = tlv(SEQUENCE, bytes.fromhex("06092a864886f70d010701"))
 
 
 @asn1.sequence
@@ -69,15 +75,14 @@ def certs_only(certificates: Sequence[bytes | x509.Certificate]) -> bytes:
     `certificates`: DER or parsed, at least one. Their order means nothing: DER sorts the SET.
     RFC 5272 §4.1, RFC 5652 §5.1.
     """
-    return pkcs7.serialize_certificates(
-        [
-            x509.load_der_x509_certificate(certificate)
-            if isinstance(certificate, bytes)
-            else certificate
-            for certificate in certificates
-        ],
-        Encoding.DER,
+    # `cryptography` would read what was written a moment ago, at five times the price of this.
+    ordered = sorted(
+        certificate if isinstance(certificate, bytes) else certificate.public_bytes(Encoding.DER)
+        for certificate in certificates
     )
+    bag = tlv(_TAGGED, b"".join(ordered))
+    signed_data = tlv(SEQUENCE, _VERSION + _EMPTY_SET + _NO_CONTENT + bag + _EMPTY_SET)
+    return tlv(SEQUENCE, _SIGNED_DATA + tlv(_TAGGED, signed_data))
 
 
 def wrap_base64(der: bytes, columns: int | None) -> bytes:
@@ -89,7 +94,8 @@ def wrap_base64(der: bytes, columns: int | None) -> bytes:
     if columns is None:
         return binascii.b2a_base64(der)
     text = binascii.b2a_base64(der, newline=False)
-    return b"".join(text[at : at + columns] + b"\n" for at in range(0, len(text), columns))
+    lines = [text[at : at + columns] for at in range(0, len(text), columns)]
+    return b"\n".join([*lines, b""])
 
 
 def csr_attributes(

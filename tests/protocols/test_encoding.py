@@ -10,7 +10,7 @@ from asn1crypto import x509 as asn1crypto_x509
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, SignatureAlgorithmOID
 from hypothesis import given
 from hypothesis import strategies as st
@@ -46,6 +46,13 @@ def certificate(name: str) -> x509.Certificate:
 
 
 CERTIFICATES = [certificate("one"), certificate("the second, which is longer")]
+
+
+@pytest.mark.parametrize("count", [1, 2, 40])
+def test_certs_only_is_byte_for_byte_what_the_library_makes(count: int) -> None:
+    bag = [certificate(f"number {n}" * (n % 3 + 1)) for n in range(count)]
+    assert certs_only(bag) == pkcs7.serialize_certificates(bag, Encoding.DER)
+    assert certs_only([one.public_bytes(Encoding.DER) for one in reversed(bag)]) == certs_only(bag)
 
 
 @pytest.mark.row("EST-038", "EST-039")
