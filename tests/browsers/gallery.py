@@ -12,12 +12,14 @@ from pathlib import Path
 from playwright.sync_api import Page, expect
 
 from estserver.invitations import Handover
-from estserver.model import CertificateState, Language, RevocationReason
+from estserver.model import CertificateRecord, CertificateState, Language, RevocationReason
 from tests.browsers.chromium import Shown, save_download
 from tests.live import ORIGIN, Live
 from tests.web.applicant import issued, pin
 
 TOML = """
+[revocation]
+hold = true
 [profiles.person]
 server_key = true
 # First, because it is made in no time.
@@ -180,6 +182,18 @@ class Gallery:
         holder.goto(f"{devices}/renew?again=1")
         yield "renew-again", holder
 
+        ra = self.live.core.ra
+        records = [ra.find(one.serial_number) for one in issued(self.live, invited)]
+        for record in records:
+            self._revoke(record, RevocationReason.CERTIFICATE_HOLD)
+        for path in ("test", "renew"):
+            holder.goto(f"{devices}/{path}")
+            yield f"{path}-on-hold", holder
+        page.goto(link(self.live, invited))
+        yield "step3-on-hold", page
+        for record in records:
+            ra.release(record.enrollment, comment=None, by="test", origin=ORIGIN)
+
         renewal = self.live.core.invitations.new_pin(
             invited.invitation.number, expires=None, by="test", origin=ORIGIN
         )
@@ -203,17 +217,9 @@ class Gallery:
         holder.check("#confirm")
         holder.click("button[name=revoke]")
         yield "revoked", holder
-        for certificate in issued(self.live, invited):
-            record = self.live.core.ra.find(certificate.serial_number)
-            if record.state is CertificateState.REVOKED:
-                continue
-            self.live.core.ra.revoke(
-                record.enrollment,
-                reason=RevocationReason.AFFILIATION_CHANGED,
-                comment=None,
-                by="test",
-                origin=ORIGIN,
-            )
+        for record in records:
+            if ra.certificate(record.enrollment).state is not CertificateState.REVOKED:
+                self._revoke(record, RevocationReason.AFFILIATION_CHANGED)
         holder.goto(f"{devices}/renew")
         yield "renew-revoked", holder
         page.goto(link(self.live, renewal))
@@ -225,6 +231,11 @@ class Gallery:
 
     def _somebody(self, **how: object) -> Page:
         return self.come(locale=self.language.value, **how)
+
+    def _revoke(self, record: CertificateRecord, reason: RevocationReason) -> None:
+        self.live.core.ra.revoke(
+            record.enrollment, reason=reason, comment=None, by="test", origin=ORIGIN
+        )
 
     def _invite(self, **registration: object) -> Handover:
         return self.live.invite("person", language=self.language, **registration)
