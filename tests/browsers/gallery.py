@@ -186,9 +186,9 @@ class Gallery:
         records = [ra.find(one.serial_number) for one in issued(self.live, invited)]
         for record in records:
             self._revoke(record, RevocationReason.CERTIFICATE_HOLD)
-        for path in ("test", "renew"):
-            holder.goto(f"{devices}/{path}")
-            yield f"{path}-on-hold", holder
+        for way in ("test", "renew"):
+            holder.goto(f"{devices}/{way}")
+            yield f"{way}-on-hold", holder
         page.goto(link(self.live, invited))
         yield "step3-on-hold", page
         for record in records:
