@@ -72,7 +72,7 @@ class IssuedCertificates:
                 status = self._services.settings.listeners.status.url
                 links = [("up", f"{status}/ca/{found.issuer}.cer")]
             case "application/pkcs7-mime":
-                content = certs_only([found.der, *chain])
+                content = certs_only([x509.load_der_x509_certificate(found.der), *chain])
             case _:
                 content = DER_cert_to_PEM_cert(found.der).encode() + _pem(chain)
         return Answer(
