@@ -10,12 +10,7 @@ from datetime import timedelta
 
 from cryptography import x509
 
-from estserver.credentials import (
-    ACMEAccount,
-    CertificateCredential,
-    ConfirmedPIN,
-    PINCredential,
-)
+from estserver.credentials import ACMEAccount, CertificateCredential, ConfirmedPIN, PINCredential
 from estserver.errors import (
     AlreadyIssued,
     BadCredentials,
@@ -26,6 +21,7 @@ from estserver.errors import (
     NotReleased,
     RegistrationClosed,
 )
+from estserver.granted_names import covers, outside
 from estserver.invitations import Invitations
 from estserver.model import (
     ACMEOrder,
@@ -44,7 +40,7 @@ from estserver.model import (
     Replacement,
 )
 from estserver.names import format_general_name
-from estserver.profiles import Profile, covers, outside
+from estserver.profiles import Profile
 from estserver.spending import on_hold
 from estserver.steps import Steps, look, read, walk
 from estserver.store import Store, Transaction, campaigns, certificates, holders, ordered

@@ -20,6 +20,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat import asn1
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from estserver.csr_body import MAX_CSR_BYTES, Form, decode_body, form_of
@@ -97,7 +98,7 @@ _PSS_HASHES = frozenset(
     {"2.16.840.1.101.3.4.2.1", "2.16.840.1.101.3.4.2.2", "2.16.840.1.101.3.4.2.3"}
 )
 
-_SHA256 = ec.ECDSA(hashes.SHA256())
+_SHA256 = ec.ECDSA(Prehashed(hashes.SHA256()))
 _ECDSA_WITH_SHA256 = bytes.fromhex("300a06082a8648ce3d040302")
 _SET_TAG = b"\x31"
 
@@ -285,7 +286,8 @@ def _is_signed(der: bytes, public_key: PublicKey, algorithm: asn1.TLV) -> bool:
         return request.is_signature_valid
     try:
         # The same as is_signature_valid, which would build the key once more.
-        public_key.verify(request.signature, request.tbs_certrequest_bytes, _SHA256)
+        digest = sha256(request.tbs_certrequest_bytes).digest()
+        public_key.verify(request.signature, digest, _SHA256)
     except InvalidSignature:
         return False
     return True

@@ -13,13 +13,19 @@ from cryptography import x509
 from estserver.names import same_name
 
 
-def forbidden(
-    issuer: x509.Certificate, subject: x509.Name, names: Iterable[x509.GeneralName]
-) -> list[x509.GeneralName]:
-    """Return those of subject and `names` that `issuer` may not certify."""
+def constraints_of(issuer: x509.Certificate) -> x509.NameConstraints | None:
+    """Return what limits the names that `issuer` may certify; None: nothing does."""
     try:
-        found = issuer.extensions.get_extension_for_class(x509.NameConstraints).value
+        return issuer.extensions.get_extension_for_class(x509.NameConstraints).value
     except x509.ExtensionNotFound:
+        return None
+
+
+def forbidden(
+    found: x509.NameConstraints | None, subject: x509.Name, names: Iterable[x509.GeneralName]
+) -> list[x509.GeneralName]:
+    """Return those of subject and `names` that constraints do not let pass."""
+    if found is None:
         return []
     everything = [*names, *([x509.DirectoryName(subject)] if len(subject) else [])]
     return [

@@ -16,7 +16,11 @@ SHORT = 8
 """40 bits: enough where a secret URL finds the record and the PIN only confirms."""
 LONG = 13
 """65 bits: needed where the door is guessable."""
-_LOOK_ALIKES = str.maketrans("OIL", "011")
+_SYMBOLS = frozenset(ALPHABET)
+# Of ASCII: what looks alike, and the blanks and hyphens that are left out.
+_FORGIVEN = str.maketrans("OIL", "011", "\t\n\v\f\r\x1c\x1d\x1e\x1f -")
+_VALUES = {symbol: value for value, symbol in enumerate(ALPHABET)}
+_DOUBLED = {symbol: sum(divmod(value * 2, 32)) for symbol, value in _VALUES.items()}
 _GROUPS = {SHORT + 1: (3, 3, 3), LONG + 1: (5, 5, 4)}
 _MAX_INPUT = 128
 
@@ -41,21 +45,24 @@ def normalize(typed: str) -> Secret:
     if len(typed) > _MAX_INPUT:
         raise BadCredentials("that is not a PIN", reason="malformed")
     folded = unicodedata.normalize("NFKC", typed).upper()
-    kept = "".join(c for c in folded if not c.isspace() and unicodedata.category(c) != "Pd")
-    symbols = kept.replace("\u30fc", "").replace("\u2212", "").translate(_LOOK_ALIKES)
-    if len(symbols) not in _GROUPS or not set(symbols) <= set(ALPHABET):
+    if not folded.isascii():
+        folded = "".join(character for character in folded if not _is_left_out(character))
+    symbols = folded.translate(_FORGIVEN)
+    if len(symbols) not in _GROUPS or not _SYMBOLS.issuperset(symbols):
         raise BadCredentials("that is not a PIN", reason="malformed")
     if _check_symbol(symbols[:-1]) != symbols[-1]:
         raise MistypedPIN("the PIN has a typing mistake: compare it with what you were given")
     return Secret(symbols)
 
 
+def _is_left_out(character: str) -> bool:
+    """Tell whether a character is a blank, a hyphen or what stands in for one."""
+    hyphen = unicodedata.category(character) == "Pd" or character in "\u30fc\u2212"
+    return hyphen or character.isspace()
+
+
 def _check_symbol(body: str) -> str:
-    total = 0
-    for position, symbol in enumerate(reversed(body)):
-        value = ALPHABET.index(symbol)
-        if position % 2 == 0:
-            # Doubling the rightmost symbol and every other one, digits summed in base 32.
-            value = sum(divmod(value * 2, len(ALPHABET)))
-        total += value
+    # Doubling the rightmost symbol and every other one, digits summed in base 32.
+    doubled, plain = body[::-2], body[-2::-2]
+    total = sum(_DOUBLED[symbol] for symbol in doubled) + sum(_VALUES[symbol] for symbol in plain)
     return ALPHABET[-total % len(ALPHABET)]

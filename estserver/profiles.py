@@ -8,6 +8,7 @@ with the grant and never copied.
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import lru_cache
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -19,19 +20,16 @@ from estserver.errors import (
     BadInput,
     ConfigurationError,
     Fault,
-    IdentityMismatch,
     KeyNotAllowed,
     NamesNotAllowed,
     NotEntitled,
 )
+from estserver.granted_names import require_ordered, require_same, require_within
 from estserver.model import Door, Grant, Invitation, Plan, PublicKey
-from estserver.name_constraints import forbidden
+from estserver.name_constraints import constraints_of, forbidden
 from estserver.names import (
-    canonical_general_name,
-    display_name,
     format_general_name,
     read_name,
-    same_name,
 )
 from estserver.settings import ProfileSettings
 from estserver.wording import counted
@@ -72,6 +70,8 @@ _KINDS: Mapping[str, type[x509.GeneralName]] = {
     "email": x509.RFC822Name,
     "uri": x509.UniformResourceIdentifier,
 }
+_Fields = tuple[tuple[str, str], ...]
+_MAX_GRANTS = 1024
 _AnyExtension = x509.Extension[x509.ExtensionType]
 _PLACEHOLDER = re.compile(r"\{([a-z_|]+)\}")
 
@@ -85,7 +85,7 @@ class Profile:
     def __init__(self, name: str, settings: ProfileSettings, issuer: x509.Certificate) -> None:
         self.name = name
         self.settings = settings
-        self._issuer = issuer
+        self._constraints = constraints_of(issuer)
         self._issuer_not_before = issuer.not_valid_before_utc
         self._issuer_not_after = issuer.not_valid_after_utc
         if not BACKDATE < settings.validity <= _LONGEST:
@@ -112,6 +112,8 @@ class Profile:
         # RFC 5280 §4.2.1.4: a policy "MUST NOT appear more than once".
         if len(set(self._policies)) < len(self._policies):
             raise self._wrong("policies", "names a policy twice")
+        # Registrations of many units are asked for again and again.
+        self._grants = lru_cache(_MAX_GRANTS)(self._grant)
         self._fixed_extensions = {letters: self._fix_extensions(letters) for letters in _CAPABLE}
 
     def _wrong(self, key: str, what: str) -> ConfigurationError:
@@ -168,11 +170,14 @@ class Profile:
         Raises BadInput: a name of a kind this profile does not certify, too many of them, or a
         subject that cannot be.
         """
-        names = list(invitation.names)
+        names = invitation.names
         if invitation.email is not None and x509.RFC822Name in self._kinds:
-            names.insert(0, x509.RFC822Name(invitation.email))
+            names = (x509.RFC822Name(invitation.email), *names)
+        return self._grants(names, _fields_of(invitation))
+
+    def _grant(self, names: tuple[x509.GeneralName, ...], fields: _Fields) -> Grant:
         self.check_names(names)
-        return Grant(self._subject_of(names, invitation), frozenset(names))
+        return Grant(self._subject_of(names, fields), frozenset(names))
 
     def order(self, names: Sequence[x509.GeneralName], invitation: Invitation | None) -> Grant:
         """Say what a certificate for an ACME order of `names` may contain; None: no registration.
@@ -183,7 +188,8 @@ class Profile:
         # certbot 5.8 takes every CN for a host name and fails on an address, though it has stored
         # the certificate; the subjectAltName holds the address anyway.
         hosts = [name for name in names if isinstance(name, x509.DNSName)]
-        return Grant(self._subject_of(hosts, invitation), frozenset(names), ordered=True)
+        fields = () if invitation is None else _fields_of(invitation)
+        return Grant(self._subject_of(hosts, fields), frozenset(names), ordered=True)
 
     def check_names(self, names: Sequence[x509.GeneralName]) -> None:
         """Raise BadInput unless this profile certifies names of these kinds, and so many."""
@@ -198,23 +204,13 @@ class Profile:
             most = counted(self.settings.max_names, "name")
             raise BadInput(f"profile {self.name} takes at most {most}")
 
-    def _subject_of(
-        self, names: Sequence[x509.GeneralName], invitation: Invitation | None
-    ) -> x509.Name:
+    def _subject_of(self, names: Sequence[x509.GeneralName], fields: _Fields) -> x509.Name:
         first = next((n for n in names if isinstance(n, x509.DNSName | x509.IPAddress)), None)
-        fields = {"first_name": "" if first is None else str(first.value)}
-        if invitation is not None:
-            fields |= {
-                "name": invitation.name,
-                "email": invitation.email or "",
-                "device_id": invitation.device_id or "",
-                "organization": invitation.organization,
-                "number": invitation.number,
-            }
+        filling = {"first_name": "" if first is None else str(first.value), **dict(fields)}
         values = [
             (oid, value)
             for oid, template in self._subject
-            if (value := _fill(template, fields))
+            if (value := _fill(template, filling))
             # A longer CN is not RFC 5280; the subjectAltName holds the name anyway.
             and not (oid == NameOID.COMMON_NAME and len(value) > _COMMON_NAME_MAX)
         ]
@@ -257,12 +253,12 @@ class Profile:
                 values={"allowed": allowed},
             )
         if grant.exact:
-            _require_same(csr, grant)
+            require_same(csr, grant)
         elif grant.ordered:
-            _require_ordered(csr, grant)
+            require_ordered(csr, grant)
         else:
-            _require_within(csr, grant)
-        if names := forbidden(self._issuer, grant.subject, grant.names):
+            require_within(csr, grant)
+        if names := forbidden(self._constraints, grant.subject, grant.names):
             shown = ", ".join(sorted(format_general_name(name) for name in names))
             raise NamesNotAllowed(
                 f"the issuing CA may not certify {shown}: ask the administrator",
@@ -349,6 +345,17 @@ class Profile:
         )
 
 
+def _fields_of(invitation: Invitation) -> _Fields:
+    """Return what of a registration can stand in a subject."""
+    return (
+        ("name", invitation.name),
+        ("email", invitation.email or ""),
+        ("device_id", invitation.device_id or ""),
+        ("organization", invitation.organization),
+        ("number", invitation.number),
+    )
+
+
 def _letters(public_key: PublicKey) -> str:
     """Return the first letters of a key's type."""
     match public_key:
@@ -369,88 +376,3 @@ def _fill(template: str, fields: Mapping[str, str]) -> str:
         return next((found for name in match[1].split("|") if (found := fields.get(name))), "")
 
     return _PLACEHOLDER.sub(value, template).strip()
-
-
-def _require_within(csr: CSR, grant: Grant) -> None:
-    """Let a CSR ask for less than the grant, never for anything outside it (RFC 7030 §3.7)."""
-    granted = {canonical_general_name(name) for name in grant.names}
-    for name in csr.names:
-        if canonical_general_name(name) not in granted:
-            raise outside(format_general_name(name))
-    hosts = {
-        str(n.value).lower() for n in grant.names if isinstance(n, x509.DNSName | x509.IPAddress)
-    }
-    allowed = [x509.Name([attribute]) for attribute in grant.subject]
-    for attribute in csr.subject:
-        is_host = attribute.oid == NameOID.COMMON_NAME and str(attribute.value).lower() in hosts
-        alone = x509.Name([attribute])
-        if not is_host and not any(same_name(alone, one) for one in allowed):
-            raise outside(display_name(alone))
-
-
-def _require_ordered(csr: CSR, grant: Grant) -> None:
-    """RFC 8555 §7.4: "The CSR MUST indicate the exact same set of requested identifiers".
-
-    They may stand in the subjectAltName or in the CN; whatever else a subject holds is not looked
-    at, since nothing of it is copied.
-    """
-    asked = {canonical_general_name(name): format_general_name(name) for name in csr.names}
-    ordered = {canonical_general_name(name): format_general_name(name) for name in grant.names}
-    hosts = {
-        str(name.value).lower(): canonical_general_name(name)
-        for name in grant.names
-        if isinstance(name, x509.DNSName | x509.IPAddress)
-    }
-    for attribute in csr.subject.get_attributes_for_oid(NameOID.COMMON_NAME):
-        text = str(attribute.value)
-        named = hosts.get(text.lower(), ("cn", text))
-        asked[named] = ordered.get(named, f"CN={text}")
-    more = ", ".join(sorted(asked[key] for key in asked.keys() - ordered.keys()))
-    less = ", ".join(sorted(ordered[key] for key in ordered.keys() - asked.keys()))
-    if more or less:
-        parts = [f"adds {more}"] * bool(more) + [f"lacks {less}"] * bool(less)
-        raise IdentityMismatch(
-            f"the CSR {' and '.join(parts)} compared with the order; they must be the same"
-        )
-
-
-def covers(invitation: Invitation, name: x509.GeneralName) -> bool:
-    """Tell whether a registration grants `name`.
-
-    One that grants `*.example.org` grants `a.example.org` too: its holder could answer for that
-    host with the wildcard certificate anyway.
-    """
-    granted = {canonical_general_name(one) for one in invitation.names}
-    if canonical_general_name(name) in granted:
-        return True
-    if not isinstance(name, x509.DNSName) or name.value.startswith("*."):
-        return False
-    wildcard = x509.DNSName(f"*.{name.value.partition('.')[2]}")
-    return canonical_general_name(wildcard) in granted
-
-
-def outside(shown: str) -> NamesNotAllowed:
-    """Make the refusal of a name that a registration does not grant; `shown` is its text form."""
-    return NamesNotAllowed(
-        f"the registration does not grant {shown}; leave it out or ask the administrator",
-        values={"name": shown},
-    )
-
-
-def _require_same(csr: CSR, grant: Grant) -> None:
-    """RFC 7030 §4.2.2: Subject and SubjectAltName MUST be identical to the certificate's."""
-    if not same_name(csr.subject, grant.subject):
-        raise IdentityMismatch(
-            f"the CSR's subject is {display_name(csr.subject) or 'empty'}, it must be "
-            f"{display_name(grant.subject) or 'empty'}, as in the certificate being renewed"
-        )
-    asked = {canonical_general_name(name): format_general_name(name) for name in csr.names}
-    granted = {canonical_general_name(name): format_general_name(name) for name in grant.names}
-    more = ", ".join(sorted(asked[key] for key in asked.keys() - granted.keys()))
-    less = ", ".join(sorted(granted[key] for key in granted.keys() - asked.keys()))
-    if more or less:
-        parts = [f"adds {more}"] * bool(more) + [f"lacks {less}"] * bool(less)
-        raise IdentityMismatch(
-            f"the CSR's subjectAltName {' and '.join(parts)} compared with the certificate "
-            "being renewed; they must be the same"
-        )

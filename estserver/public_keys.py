@@ -41,11 +41,6 @@ _RSA = "1.2.840.113549.1.1.1"
 _EC = "1.2.840.10045.2.1"
 _ED25519 = "1.3.101.112"
 _CURVES = frozenset({"1.2.840.10045.3.1.7", "1.3.132.0.34", "1.3.132.0.35"})
-_FAMILIES: dict[str, tuple[KeyFamily, int]] = {
-    "secp256r1": ("ec-p256", 256),
-    "secp384r1": ("ec-p384", 384),
-    "secp521r1": ("ec-p521", 521),
-}
 
 _ED25519_PRIME = 2**255 - 19
 _ORDER_8 = 0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD84D3D706A17C7
@@ -113,13 +108,20 @@ class KeyDescription:
         return f"rsa-{self.bits}" if self.family == "rsa" else self.family
 
 
+_FAMILIES = {
+    "secp256r1": KeyDescription("ec-p256", 256),
+    "secp384r1": KeyDescription("ec-p384", 384),
+    "secp521r1": KeyDescription("ec-p521", 521),
+}
+
+
 def describe_key(public_key: PublicKey) -> KeyDescription:
     """Name the family and size of a key. Raises KeyNotAllowed: a curve outside the allow-list."""
     match public_key:
         case ec.EllipticCurvePublicKey():
             if public_key.curve.name not in _FAMILIES:
                 raise _not_allowed(f"The curve {public_key.curve.name}")
-            return KeyDescription(*_FAMILIES[public_key.curve.name])
+            return _FAMILIES[public_key.curve.name]
         case rsa.RSAPublicKey():
             return KeyDescription("rsa", public_key.key_size)
         case ed25519.Ed25519PublicKey():

@@ -5,6 +5,7 @@ import threading
 from datetime import datetime
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+_PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]
 _id_lock = threading.Lock()
 _newest_id = 0
 
@@ -29,4 +30,4 @@ def first_id(moment: datetime) -> str:
 
 
 def _text(number: int) -> str:
-    return "".join(_ALPHABET[number >> shift & 31] for shift in range(105, -1, -5))
+    return "".join([_PAIRS[number >> shift & 1023] for shift in range(100, -1, -10)])

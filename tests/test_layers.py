@@ -11,7 +11,7 @@ ROOMS = (
     ("errors", "files", "model", "registration", "failpoints", "sortable_ids", "shipped_profiles"),
     ("wording", "names", "name_grammar", "keyring", "pin", "settings"),
     ("csr", "csr_body", "public_keys", "config", "journal"),
-    ("profiles", "name_constraints"),
+    ("profiles", "name_constraints", "granted_names"),
     ("ca", "store", "mail"),
     ("steps", "convoy", "spending"),
     ("invitations", "notices", "retention", "external_binding", "throttling"),

@@ -11,7 +11,7 @@ from estserver.config import Settings
 from estserver.csr import read_csr
 from estserver.errors import NamesNotAllowed
 from estserver.model import Grant
-from estserver.name_constraints import forbidden
+from estserver.name_constraints import constraints_of, forbidden
 from estserver.profiles import Profile
 from tests.live import make_csr, new_key
 
@@ -80,9 +80,11 @@ def test_a_name_is_judged_by_permitted_and_excluded_subtrees(
     tree: x509.GeneralName, inside: x509.GeneralName, outside: x509.GeneralName
 ) -> None:
     empty = x509.Name([])
-    assert forbidden(_issuer(permitted=[tree]), empty, [inside, outside]) == [outside]
-    assert forbidden(_issuer(excluded=[tree]), empty, [inside, outside]) == [inside]
-    assert forbidden(_issuer(), empty, [inside, outside]) == []
+    assert forbidden(constraints_of(_issuer(permitted=[tree])), empty, [inside, outside]) == [
+        outside
+    ]
+    assert forbidden(constraints_of(_issuer(excluded=[tree])), empty, [inside, outside]) == [inside]
+    assert forbidden(constraints_of(_issuer()), empty, [inside, outside]) == []
 
 
 @pytest.mark.row("EST-186")
@@ -91,8 +93,8 @@ def test_a_subject_must_begin_with_a_permitted_directory_name() -> None:
         x509.Name([x509.NameAttribute(x509.NameOID.ORGANIZATION_NAME, "Org")])
     )
     issuer = _issuer(permitted=[tree])
-    assert forbidden(issuer, _name("leaf"), []) == []
-    assert len(forbidden(issuer, _name("leaf", "Other"), [])) == 1
+    assert forbidden(constraints_of(issuer), _name("leaf"), []) == []
+    assert len(forbidden(constraints_of(issuer), _name("leaf", "Other"), [])) == 1
 
 
 @pytest.mark.row("EST-186")

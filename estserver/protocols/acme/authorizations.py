@@ -8,8 +8,8 @@ import secrets
 from datetime import datetime, timedelta
 
 from estserver.errors import BadInput, NotFound
+from estserver.granted_names import covers
 from estserver.model import Event
-from estserver.profiles import covers
 from estserver.protocols import Services
 from estserver.protocols.acme import authorization_records, faults
 from estserver.protocols.acme.answers import Answer, authorization_json, challenge_json

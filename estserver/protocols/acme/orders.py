@@ -9,8 +9,8 @@ from typing import Any
 
 from estserver.csr import holds_quick_key, read_csr
 from estserver.errors import BadInput, NamesNotAllowed, NotFound, Refused
+from estserver.granted_names import covers
 from estserver.model import ACMEOrder, EnrollmentState, Event, Issued, Via
-from estserver.profiles import covers
 from estserver.protocols import Services
 from estserver.protocols.acme import authorization_records, faults, records
 from estserver.protocols.acme.answers import Answer, OrderView, order_json, problem_json
