@@ -55,13 +55,15 @@ def violations(core: Core, received: Iterable[bytes]) -> list[str]:
 
 def _delivered_is_stored(tx: Transaction, ders: list[bytes]) -> Iterator[str]:
     for der in ders:
-        digest = hashlib.sha256(der).digest()
+        serial = x509.load_der_x509_certificate(der).serial_number
         row = tx.connection.execute(
             sa.select(certificate_bytes.c.der)
             .join(certificates, certificates.c.enrollment == certificate_bytes.c.enrollment)
-            .where(certificates.c.sha256 == digest)
+            .where(
+                certificates.c.serial == f"{serial:040x}",
+                certificates.c.sha256 == hashlib.sha256(der).digest(),
+            )
         ).one_or_none()
-        serial = x509.load_der_x509_certificate(der).serial_number
         if row is None:
             yield f"I1: a client holds certificate {serial:x}, the database does not"
         elif bytes(row.der) != der:

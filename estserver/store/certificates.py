@@ -1,10 +1,12 @@
 """Enrollments and certificates: rows in, frozen values out."""
 
+import hashlib
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
+from cryptography import x509
 
 from estserver.model import (
     CertificateRecord,
@@ -251,19 +253,28 @@ def certificate(
     return next(map(_record, rows), None)
 
 
-def by_sha256(tx: Transaction, digest: bytes) -> CertificateRecord | None:
-    """Find exactly the certificate whose DER has this SHA-256."""
-    return by_digests(tx, [digest])[0]
+def by_der(tx: Transaction, der: bytes) -> CertificateRecord | None:
+    """Find exactly this certificate, DER; None: it is not ours, or no certificate at all."""
+    return by_ders(tx, [der])[0]
 
 
-_BY_DIGEST = prepared.Lookup(sa.select(certificates), certificates.c.sha256)
+_BY_SERIAL = prepared.Lookup(sa.select(certificates), certificates.c.serial)
 
 
-def by_digests(tx: Transaction, digests: Sequence[bytes]) -> list[CertificateRecord | None]:
-    """Find exactly the certificates whose DER have these SHA-256."""
-    rows = map(_record, _BY_DIGEST.run(tx.connection, set(digests)))
+def by_ders(tx: Transaction, ders: Sequence[bytes]) -> list[CertificateRecord | None]:
+    """Find exactly these certificates, as `by_der` does."""
+    serials = {serial for der in ders if (serial := _serial_of(der)) is not None}
+    rows = map(_record, _BY_SERIAL.run(tx.connection, serials))
     found = {record.sha256: record for record in rows}
-    return [found.get(digest) for digest in digests]
+    return [found.get(hashlib.sha256(der).digest()) for der in ders]
+
+
+def _serial_of(der: bytes) -> str | None:
+    try:
+        serial = x509.load_der_x509_certificate(der).serial_number
+    except (ValueError, x509.InvalidVersion):
+        return None
+    return f"{serial:040x}"
 
 
 def by_issuer_serial(tx: Transaction, issuer: str, serial: int) -> CertificateRecord | None:
@@ -275,8 +286,7 @@ def by_issuer_serial(tx: Transaction, issuer: str, serial: int) -> CertificateRe
 
 def by_serial(tx: Transaction, serial: int) -> list[CertificateRecord]:
     """Find certificates of any issuer by serial."""
-    query = sa.select(certificates).where(certificates.c.serial == f"{serial:040x}")
-    return [_record(row) for row in tx.connection.execute(query)]
+    return [_record(row) for row in _BY_SERIAL.run(tx.connection, [f"{serial:040x}"])]
 
 
 def by_spki(tx: Transaction, digest: bytes) -> list[CertificateRecord]:
@@ -284,7 +294,10 @@ def by_spki(tx: Transaction, digest: bytes) -> list[CertificateRecord]:
     return certified_among(tx, [digest]).get(digest, [])
 
 
-_CERTIFIED = prepared.Lookup(sa.select(certificates), certificates.c.spki_sha256)
+_CERTIFIED = prepared.Lookup(
+    sa.select(certificates).join(enrollments, enrollments.c.id == certificates.c.enrollment),
+    enrollments.c.spki_sha256,
+)
 
 
 def certified_among(
@@ -301,7 +314,8 @@ def invitation_certificates(tx: Transaction, number: str) -> list[CertificateRec
     """List every certificate that came from an invitation, newest first."""
     query = (
         sa.select(certificates)
-        .where(certificates.c.invitation == number)
+        .join(enrollments, enrollments.c.id == certificates.c.enrollment)
+        .where(enrollments.c.invitation == number)
         .order_by(certificates.c.enrollment.desc())
     )
     return [_record(row) for row in tx.connection.execute(query)]

@@ -1,6 +1,5 @@
 """Holders: a presented certificate's row together with the registration behind it."""
 
-import hashlib
 from collections.abc import Sequence
 
 from estserver.model import CertificateRecord, Invitation
@@ -12,7 +11,7 @@ Holder = tuple[CertificateRecord | None, Invitation | None]
 
 def find(tx: Transaction, ders: Sequence[bytes]) -> list[Holder]:
     """Find exactly these certificates, DER; None: unknown, or not of a registration."""
-    records = certificates.by_digests(tx, [hashlib.sha256(der).digest() for der in ders])
+    records = certificates.by_ders(tx, ders)
     numbers = [record.invitation or "" if record else "" for record in records]
     found = registrations.by_numbers(tx, numbers)
     return [(record, found.get(number)) for record, number in zip(records, numbers, strict=True)]

@@ -12,15 +12,16 @@ from estserver.model import CertificateState, Enrollment, EnrollmentState, Revoc
 from estserver.store import prepared
 from estserver.store.certificates import enrollment_of
 from estserver.store.engine import Transaction, to_unix
-from estserver.store.tables import certificate_bytes, certificates, enrollments
+from estserver.store.tables import ORDERED, certificate_bytes, certificates, enrollments
 
 _UNDER = prepared.Lookup(
-    sa.select(enrollments).order_by(enrollments.c.id.desc()), enrollments.c.authority_key
+    sa.select(enrollments).where(ORDERED).order_by(enrollments.c.id.desc()),
+    enrollments.c.authority_key,
 )
 _STATES = prepared.Lookup(
     sa.select(
         enrollments.c.authority_key, enrollments.c.id, enrollments.c.state, enrollments.c.reason
-    ),
+    ).where(ORDERED),
     enrollments.c.authority_key,
 )
 _ON_HOLD = sa.func.coalesce(certificates.c.reason, "") == RevocationReason.CERTIFICATE_HOLD.value
@@ -28,20 +29,21 @@ _SHOWN = sa.cast(certificates.c.names, sa.Text)
 _PLACE = certificates.c.enrollment + ":" + certificates.c.serial
 _NEWEST = (
     sa.select(
-        certificates.c.invitation,
+        enrollments.c.invitation,
         _SHOWN.label("shown"),
         sa.func.max(_PLACE).label("newest"),
         sa.func.max(sa.case((_ON_HOLD, _PLACE))).label("held"),
     )
+    .join(enrollments, enrollments.c.id == certificates.c.enrollment)
     .where(
-        certificates.c.invitation.in_(sa.bindparam("numbers", expanding=True)),
+        enrollments.c.invitation.in_(sa.bindparam("numbers", expanding=True)),
         certificates.c.via == Via.ACME.value,
         # In a way that tempts no planner to walk along all that is valid.
         sa.or_(certificates.c.state + "" == CertificateState.VALID.value, _ON_HOLD),
         certificates.c.not_after >= sa.bindparam("since"),
         _SHOWN.in_(sa.bindparam("texts", expanding=True)),
     )
-    .group_by(certificates.c.invitation, _SHOWN)
+    .group_by(enrollments.c.invitation, _SHOWN)
 )
 
 

@@ -55,6 +55,9 @@ _WAITING = (EnrollmentState.PENDING.value, EnrollmentState.APPROVED.value)
 
 _UNPURGED = sa.or_(certificates.c.subject != PURGED, certificates.c.comment.is_not(None))
 """Who revokes what was purged may comment on it."""
+_CERTIFIED = sa.select(certificates.c.enrollment).join(
+    enrollments, enrollments.c.id == certificates.c.enrollment
+)
 
 
 def ended_certificates(tx: Transaction, *, before: datetime, limit: int) -> list[str]:
@@ -85,10 +88,10 @@ def purge_certificates(tx: Transaction, identifiers: Sequence[str]) -> None:
 
 def ended_registrations(tx: Transaction, *, before: datetime, limit: int) -> list[str]:
     """List registrations that ended before `before`, with all they led to, and are not purged."""
-    live = sa.exists().where(
-        certificates.c.invitation == invitations.c.number,
+    live = _CERTIFIED.where(
+        enrollments.c.invitation == invitations.c.number,
         certificates.c.not_after >= to_unix(before),
-    )
+    ).exists()
     query = (
         sa.select(invitations.c.number)
         .where(
@@ -103,35 +106,31 @@ def ended_registrations(tx: Transaction, *, before: datetime, limit: int) -> lis
 
 def live_certificates(tx: Transaction, number: str) -> int:
     """Count the certificates of a registration that somebody may still rely on, or again."""
-    query = (
-        sa.select(sa.func.count())
-        .select_from(certificates)
-        .where(
-            certificates.c.invitation == number,
-            sa.or_(
-                certificates.c.state.in_(
-                    (CertificateState.VALID.value, CertificateState.ISSUING.value)
-                ),
-                certificates.c.reason == RevocationReason.CERTIFICATE_HOLD.value,
+    query = _CERTIFIED.with_only_columns(sa.func.count()).where(
+        enrollments.c.invitation == number,
+        sa.or_(
+            certificates.c.state.in_(
+                (CertificateState.VALID.value, CertificateState.ISSUING.value)
             ),
-            certificates.c.not_after >= tx.at,
-        )
+            certificates.c.reason == RevocationReason.CERTIFICATE_HOLD.value,
+        ),
+        certificates.c.not_after >= tx.at,
     )
     return int(tx.connection.execute(query).scalar_one())
 
 
 def unpurged_certificates(tx: Transaction, number: str) -> list[str]:
     """List the certificates of a registration that are not purged; enrollment ids."""
-    query = sa.select(certificates.c.enrollment).where(
-        certificates.c.invitation == number, _UNPURGED
-    )
+    query = _CERTIFIED.where(enrollments.c.invitation == number, _UNPURGED)
     return list(tx.connection.execute(query).scalars())
 
 
 def audited_as(tx: Transaction, number: str) -> list[str]:
     """Return what audit rows call a registration, its enrollments and its certificates."""
     asked = sa.select(enrollments.c.id).where(enrollments.c.invitation == number)
-    issued = sa.select(certificates.c.serial).where(certificates.c.invitation == number)
+    issued = _CERTIFIED.with_only_columns(certificates.c.serial).where(
+        enrollments.c.invitation == number
+    )
     return [
         f"invitation {number}",
         *(f"enrollment {one}" for one in tx.connection.execute(asked).scalars()),

@@ -14,7 +14,7 @@ from estserver.store import certificates as certificate_rows
 from estserver.store import registrations
 from estserver.store.engine import Transaction
 from estserver.store.findable import folded
-from estserver.store.tables import certificates, search_terms
+from estserver.store.tables import certificates, enrollments, search_terms
 
 _LAST = "\U0010ffff"
 """Sorts after everything that begins alike."""
@@ -37,7 +37,8 @@ def certificates_like(tx: Transaction, prefix: str, *, limit: int) -> list[Certi
     """List certificates of such registrations, by term and newest first; `limit` at most."""
     query = (
         sa.select(certificates.c.enrollment)
-        .join(search_terms, search_terms.c.number == certificates.c.invitation)
+        .join(enrollments, enrollments.c.id == certificates.c.enrollment)
+        .join(search_terms, search_terms.c.number == enrollments.c.invitation)
         .where(*_begins(prefix))
         .order_by(search_terms.c.term, search_terms.c.number, certificates.c.enrollment.desc())
         .limit(limit)

@@ -10,7 +10,6 @@ from functools import partial
 from http.client import HTTPSConnection
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from estserver.store import certificates
@@ -98,11 +97,11 @@ def _kills(course: Course) -> Figures:
                 core.store.read(lambda tx: certificates.unfinished(tx, created_before=tx.now))
             )
             for certificate in certified:
-                digest = certificate.fingerprint(hashes.SHA256())
-                record = core.store.read(partial(certificates.by_sha256, digest=digest))
+                der = certificate.public_bytes(Encoding.DER)
+                record = core.store.read(partial(certificates.by_der, der=der))
                 stored = None if record is None else core.ra.certificate_of(record.enrollment)
                 answered += 1
-                missing += stored is None or stored[1] != certificate.public_bytes(Encoding.DER)
+                missing += stored is None or stored[1] != der
     return {"answered": answered, "missing": missing, "unfinished": unfinished}
 
 

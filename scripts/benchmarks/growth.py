@@ -111,7 +111,6 @@ _QUESTIONS: dict[str, Question] = {
         tx, expiring_before=tx.now + _SOON, before=large.enrollment(n), limit=_PAGE
     ),
     "list by serial": lambda tx, large, n: certificates.by_serial(tx, large.serial(n)),
-    "list by SHA-256": lambda tx, large, n: certificates.by_sha256(tx, large.digest(n)),
     "list by key": lambda tx, large, n: certificates.by_spki(tx, large.key_digest(n)),
     "list of an invitation": lambda tx, large, n: certificates.invitation_certificates(
         tx, large.invitation(n)

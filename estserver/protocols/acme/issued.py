@@ -1,6 +1,5 @@
 """Certificates handed out and revoked (RFC 8555 §7.4.2, §7.6)."""
 
-import hashlib
 from collections.abc import Sequence
 from functools import lru_cache
 from ssl import DER_cert_to_PEM_cert
@@ -93,8 +92,7 @@ class IssuedCertificates:
         asked = request.object()
         der = decode_base64url(asked.get("certificate"), "certificate")
         reason = _reason(asked.get("reason", 0))
-        digest = hashlib.sha256(der).digest()
-        record = self._services.store.read(lambda tx: certificates.by_sha256(tx, digest))
+        record = self._services.store.read(lambda tx: certificates.by_der(tx, der))
         if record is None:
             raise NotFound("this certificate was not issued here")
         by = self._revoker(request, record)

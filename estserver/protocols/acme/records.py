@@ -16,7 +16,7 @@ from estserver.protocols.acme.problems import Identifier
 from estserver.protocols.acme.states import AccountStatus
 from estserver.protocols.acme.tables import accounts, nonces, orders
 from estserver.store import Transaction, from_unix, prepared, registrations, to_unix
-from estserver.store.tables import enrollments
+from estserver.store.tables import ORDERED, enrollments
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,7 +310,7 @@ def forget_orders(tx: Transaction, *, since: datetime, until: datetime, limit: i
     With each go the authorizations that nothing else needs. An order that led to an enrollment
     stays: it says whose certificate that is, and its authorizations why.
     """
-    enrolled = sa.exists().where(enrollments.c.authority_key == "order:" + orders.c.id)
+    enrolled = sa.exists().where(enrollments.c.authority_key == "order:" + orders.c.id, ORDERED)
     rows = tx.connection.execute(
         sa.select(orders.c.id, orders.c.authorizations)
         .where(

@@ -1,0 +1,120 @@
+"""Databases that lived with an older schema: what stands in them stays, and is found."""
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+
+from estserver.store import Store, Transaction, certificates, migrate
+from estserver.store import migrate as migrating
+from estserver.store.tables import campaign_members, campaigns, enrollments
+from estserver.store.tables import certificates as certificate_rows
+from tests.live import MovableClock
+
+_MIGRATIONS = Path(migrating.__code__.co_filename).parent / "migrations"
+_KEY = bytes(range(32))
+
+
+@pytest.fixture
+def before_0012(make_database: Callable[[], str], clock: MovableClock) -> Iterator[Store]:
+    with closing(Store(make_database(), clock)) as store:
+        with store.engine.connect() as connection:
+            connection.execution_options(estserver_write=True)
+            with connection.begin():
+                config = Config()
+                config.set_main_option("script_location", str(_MIGRATIONS))
+                config.attributes["connection"] = connection
+                command.upgrade(config, "0011")
+        yield store
+
+
+def _certified(tx: Transaction) -> None:
+    """Put two certificates of one key, and a campaign for both, into any schema."""
+    tx.connection.execute(
+        sa.insert(campaigns).values(name="early", begins_at=0, renew_by=1, created_by="officer")
+    )
+    for name in ("a", "b"):
+        common = {
+            "spki_sha256": _KEY,
+            "profile": "device",
+            "via": "est",
+            "created_at": tx.at,
+        }
+        tx.connection.execute(
+            sa.insert(enrollments).values(
+                id=name,
+                correlation=name,
+                authority_key=f"order:{name}",
+                state="issued",
+                applicant="device",
+                subject=b"",
+                names=b"",
+                spki=b"",
+                proof="none",
+                **common,
+            )
+        )
+        tx.connection.execute(
+            sa.insert(certificate_rows).values(
+                enrollment=name,
+                issuer="issuing",
+                serial=f"{ord(name):040x}",
+                subject="CN=device",
+                names=["dns:device.example.org"],
+                state="valid",
+                not_before=tx.at,
+                not_after=tx.at + 1,
+                sha256=name.encode() * 32,
+                **common,
+            )
+        )
+        tx.connection.execute(sa.insert(campaign_members).values(enrollment=name, campaign="early"))
+
+
+def _everything(tx: Transaction) -> list[list[tuple[object, ...]]]:
+    tables = (enrollments, certificate_rows, campaign_members)
+    return [
+        [tuple(row) for row in tx.connection.execute(sa.select(table).order_by(*table.primary_key))]
+        for table in tables
+    ]
+
+
+def test_what_was_issued_before_stays_and_is_found(before_0012: Store) -> None:
+    before_0012.write(_certified)
+    before = before_0012.read(_everything)
+    migrate(before_0012)
+    assert before_0012.read(_everything) == before
+    found = before_0012.read(lambda tx: certificates.by_spki(tx, _KEY))
+    assert sorted(record.enrollment for record in found) == ["a", "b"]
+    (record,) = before_0012.read(lambda tx: certificates.by_serial(tx, ord("b")))
+    assert record.enrollment == "b"
+
+
+def test_members_of_campaigns_still_need_their_certificate(before_0012: Store) -> None:
+    before_0012.write(_certified)
+    migrate(before_0012)
+    gone = sa.delete(certificate_rows).where(certificate_rows.c.enrollment == "a")
+    with pytest.raises(sa.exc.IntegrityError):
+        before_0012.write(lambda tx: tx.change(gone))
+
+
+def test_a_serial_is_given_once_by_each_issuer(before_0012: Store) -> None:
+    before_0012.write(_certified)
+    migrate(before_0012)
+    same = sa.update(certificate_rows).where(certificate_rows.c.enrollment == "a")
+    with pytest.raises(sa.exc.IntegrityError):
+        before_0012.write(lambda tx: tx.change(same.values(serial=f"{ord('b'):040x}")))
+    other = {"serial": f"{ord('b'):040x}", "issuer": "another"}
+    assert before_0012.write(lambda tx: tx.change(same.values(**other))) == 1
+    assert len(before_0012.read(lambda tx: certificates.by_serial(tx, ord("b")))) == 2
+
+
+def test_what_is_no_certificate_is_nobodys(before_0012: Store) -> None:
+    migrate(before_0012)
+    for octets in (b"", b"\x30", b"\x30\x03\x02\x01\x01", bytes(700)):
+        assert before_0012.read(partial(certificates.by_der, der=octets)) is None
