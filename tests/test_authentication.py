@@ -15,7 +15,6 @@ from estserver.authentication import (
     CertificateCredential,
     ConfirmedPIN,
     PINCredential,
-    grant_of,
     loosely,
 )
 from estserver.errors import (
@@ -126,11 +125,24 @@ def test_a_registration_whose_profile_is_gone_is_closed(parts: Parts) -> None:
 
 
 @pytest.mark.row("EST-127")
-def test_a_certificate_entitles_to_its_own_names_exactly(parts: Parts) -> None:
-    held = parts.enroll(parts.invite())
+@pytest.mark.parametrize(
+    "names", [(), ("dns:a.example",), ("dns:a.example", "dns:b.example", "ip:192.0.2.1")]
+)
+def test_a_certificate_entitles_to_its_own_names_exactly(
+    parts: Parts, names: tuple[str, ...]
+) -> None:
+    held = parts.enroll(parts.invite(names=names))
     entitlement = show(parts, held.der, profile="device")
     certificate = x509.load_der_x509_certificate(held.der)
-    assert entitlement.grant == grant_of(certificate)
+    alternative = [
+        name
+        for extension in certificate.extensions
+        if isinstance(extension.value, x509.SubjectAlternativeName)
+        for name in extension.value
+    ]
+    assert len(alternative) == len(names)
+    assert entitlement.grant.names == set(alternative)
+    assert entitlement.grant.subject == certificate.subject
     assert entitlement.grant.exact
     assert entitlement.authority.renews == held.enrollment
     assert not loosely(entitlement).grant.exact

@@ -120,13 +120,29 @@ class Template:
         return encode(_SEQUENCE, b"".join(content))
 
 
+def alternative_names(certificate: bytes) -> bytes | None:
+    """Return the value of the subjectAltName of a certificate of ours, DER; None: it has none."""
+    tbs = next(elements(content_of(certificate)))
+    *_, extensions = elements(content_of(tbs))
+    for extension in elements(content_of(content_of(extensions))):
+        if _holds_names(extension):
+            *_, value = elements(content_of(extension))
+            return content_of(value)
+    return None
+
+
+def _holds_names(extension: bytes) -> bool:
+    # The header has two octets, or three.
+    return extension.startswith(_NAMES, 2) or extension.startswith(_NAMES, 3)
+
+
 def _pieces(extensions: bytes) -> list[bytes | Callable[[Plan], bytes]]:
     """Divide what is always the same from what depends on key and names."""
     pieces: list[bytes | Callable[[Plan], bytes]] = []
     for extension in elements(extensions):
         if extension.startswith(_KEY, 2):
             pieces.append(_key_identifier)
-        elif extension.startswith(_NAMES, 2) or extension.startswith(_NAMES, 3):
+        elif _holds_names(extension):
             pieces.append(_names)
         elif pieces and isinstance(pieces[-1], bytes):
             pieces[-1] += extension
