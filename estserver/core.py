@@ -6,6 +6,7 @@ Commands open it without keys, `serve` with them.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from cryptography import x509
 
@@ -18,13 +19,15 @@ from estserver.errors import ConfigurationError
 from estserver.invitations import Invitations
 from estserver.journal import FileJournal
 from estserver.keyring import Keyring
-from estserver.mail.post import PostOffice
 from estserver.model import Clock, Invitation
 from estserver.own_certificates import internal_profiles
 from estserver.profiles import Profile
 from estserver.ra import RegistrationAuthority
 from estserver.status import CRLRules, StatusAuthority
 from estserver.store import Store, require_current
+
+if TYPE_CHECKING:
+    from estserver.mail.post import PostOffice
 
 
 class SystemClock:
@@ -82,8 +85,11 @@ class Core:
         token = self.invitations.url_token(invitation)
         return None if token is None else f"{self.settings.listeners.web.url}/e/{token.reveal()}"
 
-    def post_office(self) -> PostOffice:
+    def post_office(self) -> "PostOffice":
         """Return what sends this instance's mail. Raises ConfigurationError."""
+        # Templates, mail formats and SMTP: 2.6 MB and 0.1 s, for most commands in vain.
+        from estserver.mail.post import PostOffice  # noqa: PLC0415 - see above
+
         return PostOffice.open(self.settings, self.store, self.profiles, self.retrieval_url)
 
     def close(self) -> None:

@@ -113,7 +113,7 @@ class Server:
             convoy=Convoy(core.store, self._executor),
             duties=Duties(core.store, core.clock, self._place.holder, self._executor),
         )
-        self._office = core.post_office()
+        self._office = None if core.settings.mail.host is None else core.post_office()
         self._watch = StatusWatch(core.status, core.clock)
         self._contexts: list[tuple[ssl.SSLContext, Listener]] = []
         self._tls: x509.Certificate | None = None
@@ -184,7 +184,7 @@ class Server:
         if core.settings.retention.automatic:
             purging = partial(open_purge(core).run, by="server", origin=_ORIGIN)
             duties.append(Duty("purge", _PURGE_SECONDS, lambda: run(purging)))
-        if self._office.sends:
+        if self._office is not None:
             reminders = Reminders(core.store, core.clock, core.profiles)
             duties.append(Duty("mail", _MAIL_SECONDS, self._office.deliver_due))
             duties.append(Duty("reminders", _REMIND_SECONDS, lambda: run(reminders.post_due)))
@@ -292,10 +292,15 @@ class Server:
 
 
 def import_doors(settings: Settings) -> None:
-    """Import what the listeners serve. Raises ConfigurationError: one serves what there is not."""
+    """Import what the listeners serve, and what sends mail where any is sent.
+
+    Raises ConfigurationError: a listener serves what there is not.
+    """
     for listener, one in settings.listeners.each():
         for door in one.serves:
             _kind(listener, door)
+    if settings.mail.host is not None:
+        pkgutil.resolve_name("estserver.mail.post")
 
 
 def _kind(listener: str, door: str) -> Callable[[Services], EnrollmentProtocol]:

@@ -44,7 +44,7 @@ OWN_TABLES = {
     "estserver.protocols.acme.tables",
 }
 LIBRARIES = {
-    "aiohttp": {"front", "http", "protocols", "web", "management", "listeners", "server"},
+    "aiohttp": {"front", "http", "protocols", "web", "management", "listeners", "server", "cli"},
     "sqlalchemy": {"store"},
     "alembic": {"store"},
     "josepy": {"protocols"},

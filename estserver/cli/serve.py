@@ -8,6 +8,9 @@ import click
 
 from estserver.cli.operator import Operator
 
+_ROOTS = "SSL_CERT_FILE"
+"""What names their file to OpenSSL."""
+
 
 @click.command()
 @click.option(
@@ -30,6 +33,7 @@ def serve(operator: Operator, *, workers: int, test_mode: bool) -> None:
     # What is made until it listens stays: looking for garbage among it takes a fifth of the time.
     gc.disable()
     try:
+        _import_aiohttp()
         # Imported here: workers count in files, which must be said before there are counters.
         if workers > 1:
             from estserver.supervisor import supervise  # noqa: PLC0415 - see above
@@ -43,3 +47,20 @@ def serve(operator: Operator, *, workers: int, test_mode: bool) -> None:
             asyncio.run(server.serve(settings, operator.settings))
     finally:
         gc.enable()
+
+
+def _import_aiohttp() -> None:
+    """Import aiohttp without the roots that this system trusts: 1.8 MB, and 50 ms to read them.
+
+    It keeps them for clients that do not say whom they trust. There are none here: what validates
+    for ACME has a context of its own.
+    """
+    before = os.environ.get(_ROOTS)
+    os.environ[_ROOTS] = os.devnull
+    try:
+        import aiohttp  # noqa: F401, PLC0415 - see above
+    finally:
+        if before is None:
+            del os.environ[_ROOTS]
+        else:
+            os.environ[_ROOTS] = before

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -146,9 +147,9 @@ def test_a_failure_of_ours_gives_a_reference_and_the_traceback_only_on_request(
     assert "ValueError: 'tlh'" in result.stderr
 
 
-def _start(shell: Shell, *arguments: str) -> subprocess.Popen[str]:
+def _start(shell: Shell, *arguments: str, options: Sequence[str] = ()) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "estserver", *arguments],
+        [sys.executable, *options, "-m", "estserver", *arguments],
         env={**os.environ, "ESTSERVER_CONFIG": str(shell.directory / "estserver.toml")},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -167,6 +168,59 @@ def test_serve_listens_until_it_is_told_to_stop(shell: Shell, number: signal.Sig
     _, rest = process.communicate(timeout=30)
     assert process.returncode == 0, rest
     assert "Traceback" not in rest
+
+
+_NOBODY_NEEDS = {"aiosmtplib", "alembic", "dns", "icalendar", "pkcs11", "psycopg", "rich.console"}
+_PAGES_AND_ACME_NEED = {"babel", "jinja2", "josepy"}
+
+
+@pytest.mark.parametrize(
+    ("served", "absent"),
+    [("", _NOBODY_NEEDS), ("serves = []", _NOBODY_NEEDS | _PAGES_AND_ACME_NEED)],
+    ids=["every door", "no web listener"],
+)
+def test_serve_imports_what_its_listeners_need(shell: Shell, served: str, absent: set[str]) -> None:
+    configuration = shell.directory / "estserver.toml"
+    text = configuration.read_text()
+    if served:
+        text = text.replace("[listeners.web]", f"[listeners.web]\n{served}")
+        text = text.replace("[listeners.devices]", '[listeners.devices]\nserves = ["est"]')
+    configuration.write_text(text)
+    process = _start(shell, "serve", options=("-X", "importtime"))
+    assert process.stderr is not None
+    imported = set()
+    for line in process.stderr:
+        imported |= set(re.findall(r"^import time:.*\| +([A-Za-z0-9_.]+)", line))
+        if "server.started" in line:
+            break
+    process.terminate()
+    process.communicate(timeout=30)
+    assert "aiohttp" in imported
+    assert (imported & absent) == set()
+
+
+_COUNT_ROOTS = """
+import gc, os, ssl
+from estserver.cli import serve
+before = os.environ.copy()
+serve._import_aiohttp()
+assert os.environ == before
+contexts = [one for one in gc.get_objects() if isinstance(one, ssl.SSLContext)]
+print(sum(one.cert_store_stats()["x509"] for one in contexts))
+"""
+
+
+@pytest.mark.parametrize("roots", [{}, {"SSL_CERT_FILE": "/etc/ssl/certs/ca-certificates.crt"}])
+def test_serve_reads_no_roots_of_the_system(roots: dict[str, str]) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "SSL_CERT_FILE"}
+    counted = subprocess.run(
+        [sys.executable, "-c", _COUNT_ROOTS],
+        env={**environment, **roots},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert counted.stdout == "0\n"
 
 
 def test_serve_says_in_a_sentence_which_port_is_taken(shell: Shell) -> None:
