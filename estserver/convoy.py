@@ -7,10 +7,9 @@ for all. A walk that fails, or that is refused, keeps none of the others.
 """
 
 import asyncio
+import collections
 import contextlib
-import queue
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -68,6 +67,38 @@ class _Walk:
             self.waiting.set_exception(self.error)
 
 
+class _Arrivals:
+    """Walks that wait to be taken along. Any thread adds, one takes.
+
+    Who takes is woken for the first and then for all: to wake for each costs more than to read
+    and to answer a question does, and everybody else their place in the processor's caches.
+    """
+
+    def __init__(self) -> None:
+        self._walks: collections.deque[_Walk | None] = collections.deque()
+        self._enough = 1
+        self._bell = threading.Event()
+
+    def add(self, walk: _Walk | None) -> None:
+        self._walks.append(walk)
+        if len(self._walks) >= self._enough:
+            self._bell.set()
+
+    def take(self, company: int) -> list[_Walk | None]:
+        """Wait for somebody, and a moment for as many as `company`; return all who are there."""
+        self._wait(1, None)
+        self._wait(company, _LINGER_SECONDS)
+        return [self._walks.popleft() for _ in range(len(self._walks))]
+
+    def _wait(self, enough: int, seconds: float | None) -> None:
+        # Whoever adds looks at the number afterwards: one of the two sees that there are enough.
+        self._enough = enough
+        rung = True
+        while len(self._walks) < enough and rung:
+            self._bell.clear()
+            rung = len(self._walks) >= enough or self._bell.wait(seconds)
+
+
 class Convoy:
     """Walks for those who wait on event loops. `close` takes all to their ends first."""
 
@@ -76,7 +107,7 @@ class Convoy:
         self._store = store
         self._reader = store.reader()
         self._executor = executor
-        self._arrivals: queue.SimpleQueue[_Walk | None] = queue.SimpleQueue()
+        self._arrivals = _Arrivals()
         self._away = 0
         self._thread = threading.Thread(target=self._drive, name="convoy", daemon=True)
         self._thread.start()
@@ -88,7 +119,7 @@ class Convoy:
         """
         loop = asyncio.get_running_loop()
         waiting: asyncio.Future[T] = loop.create_future()
-        self._arrivals.put(_Walk(steps, loop, waiting))
+        self._arrivals.add(_Walk(steps, loop, waiting))
         patience = loop.call_later(_LONGEST_SECONDS, _give_up, waiting)
         try:
             return await waiting
@@ -97,7 +128,7 @@ class Convoy:
 
     def close(self) -> None:
         """Return when every walk has come to its end; no other may begin."""
-        self._arrivals.put(None)
+        self._arrivals.add(None)
         self._thread.join()
 
     def _drive(self) -> None:
@@ -114,17 +145,8 @@ class Convoy:
         self._reader.close()
 
     def _arrived(self, company: int) -> list[_Walk | None]:
-        """Wait for somebody, and a moment for as many as the last `company` had.
-
-        Who came alone the last times waits for nobody.
-        """
-        arrived = [self._arrivals.get()]
-        until = time.monotonic() + _LINGER_SECONDS
-        while len(arrived) < company and (left := until - time.monotonic()) > 0:
-            with contextlib.suppress(queue.Empty):
-                arrived.append(self._arrivals.get(timeout=left))
-        while not self._arrivals.empty():
-            arrived.append(self._arrivals.get())
+        """Wait for as many as the last `company` had; who came alone the last times, for nobody."""
+        arrived = self._arrivals.take(company)
         for walk in arrived:
             if walk is not None and walk.away:
                 walk.away = False
@@ -171,7 +193,7 @@ class Convoy:
                 walk.outcome = run()
             except BaseException as error:  # noqa: BLE001 - the walk's to judge
                 walk.error = error
-            self._arrivals.put(walk)
+            self._arrivals.add(walk)
 
         walk.away = True
         self._away += 1
