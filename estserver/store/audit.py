@@ -18,7 +18,7 @@ from estserver.store import prepared
 from estserver.store.tables import audit_events
 
 _NOTHING = bytes(32)
-_CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=True)
+_CANONICAL = json.JSONEncoder(ensure_ascii=True).encode
 _READABLE = json.JSONEncoder(sort_keys=True, ensure_ascii=False)
 _INSERT = prepared.insert(
     audit_events,
@@ -38,12 +38,18 @@ class Head:
 
 
 def digest(row: Mapping[str, object]) -> bytes:
-    """Hash the canonical JSON of a row; `previous` goes in as hex."""
-    fields = ("writer", "seq", "at", "event", "actor", "object", "request_id", "source")
-    content = {name: row[name] for name in (*fields, "detail", "follows")}
+    """Hash the canonical JSON of a row, its keys in order; `previous` goes in as hex."""
+    # Put together here: for a whole object json takes more than twice as long.
     previous = row["previous"]
     assert isinstance(previous, bytes)  # noqa: S101 - narrows the column for mypy
-    text = _CANONICAL.encode({**content, "previous": previous.hex()})
+    text = (
+        f'{{"actor": {_CANONICAL(row["actor"])}, "at": {row["at"]}, '
+        f'"detail": {_CANONICAL(row["detail"])}, "event": {_CANONICAL(row["event"])}, '
+        f'"follows": {_CANONICAL(row["follows"])}, "object": {_CANONICAL(row["object"])}, '
+        f'"previous": "{previous.hex()}", "request_id": {_CANONICAL(row["request_id"])}, '
+        f'"seq": {row["seq"]}, "source": {_CANONICAL(row["source"])}, '
+        f'"writer": {_CANONICAL(row["writer"])}}}'
+    )
     return hashlib.sha256(text.encode()).digest()
 
 
@@ -79,8 +85,8 @@ def append(connection: sa.Connection, head: Head, events: list[tuple[Event, Orig
             "follows": head.follows if head.seq == 0 else "",
             "previous": head.hash,
         }
-        end = digest(row)
-        rows.append({**row, "hash": end})
+        row["hash"] = end = digest(row)
+        rows.append(row)
         head = Head(head.writer, head.seq + 1, end)
     if _INSERT.run(connection, rows) != len(rows):
         raise Fault("the audit chain has gone on elsewhere")

@@ -1,5 +1,7 @@
 """The audit trail: every edit is found, and what cannot be audited does not happen."""
 
+import hashlib
+import json
 import random
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
@@ -7,13 +9,30 @@ from contextlib import closing
 
 import pytest
 import sqlalchemy as sa
+from hypothesis import given
+from hypothesis import strategies as st
 
 from estserver.errors import Unavailable
 from estserver.model import Event
-from estserver.store import Store, Transaction, audit_checks
+from estserver.store import Store, Transaction, audit, audit_checks
 from estserver.store.tables import audit_events
 from tests.parts import ORIGIN, unguard_audit
 from tests.store.units import MakeStore, findings, in_one_group, keys, note, put
+
+TEXTS = ("writer", "event", "actor", "object", "request_id", "source", "detail", "follows")
+
+
+@given(
+    st.fixed_dictionaries(
+        {name: st.text() for name in TEXTS}
+        | {"seq": st.integers(), "at": st.integers(), "previous": st.binary()}
+    )
+)
+def test_the_hash_of_a_row_is_that_of_its_canonical_json(row: dict[str, object]) -> None:
+    previous = row["previous"]
+    assert isinstance(previous, bytes)
+    text = json.dumps({**row, "previous": previous.hex()}, sort_keys=True)
+    assert audit.digest(row) == hashlib.sha256(text.encode()).digest()
 
 
 def tamper(connection: sa.Connection, row: int, chance: random.Random, way: int) -> None:
