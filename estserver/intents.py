@@ -157,9 +157,7 @@ def intend(
         taken_at=None,
     )
     correlation = (
-        authority.key
-        if isinstance(authority, ACMEOrder)
-        else f"{authority.key}:{csr.spki_sha256.hex()}:{earlier}"
+        authority.key if isinstance(authority, ACMEOrder) else f"{authority.key}:{earlier}"
     )
     return Intent(
         enrollment=enrollment,

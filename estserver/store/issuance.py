@@ -75,7 +75,7 @@ class IntentRows:
 
 
 def enrollment_row(enrollment: Enrollment, correlation: str) -> Row:
-    """Make the row of an enrollment; there is one at most for each `correlation`."""
+    """Make the row of an enrollment; there is one at most for each key and `correlation`."""
     return {
         "id": enrollment.id,
         "correlation": correlation,

@@ -39,13 +39,15 @@ def migrate(store: Store) -> str:
     """
     with _explained(store), store.engine.connect() as connection:
         connection.execution_options(estserver_write=True)
-        with connection.begin():
+        with _rebuilding(connection), connection.begin():
             _wait_for_others(connection)
             present = _present(connection)
             if present is not None and present > newest():
                 _require_compatible(connection, present)
                 return present
-            _upgrade(connection)
+            if present != newest():
+                _upgrade(connection)
+                _require_whole(connection)
             connection.execute(sa.delete(compatibility))
             connection.execute(sa.insert(compatibility).values(oldest=OLDEST))
     return newest()
@@ -130,6 +132,35 @@ def _upgrade(connection: sa.Connection) -> None:
         raise ConfigurationError(
             f"the database schema is not known to this program, which may be too old: {error}"
         ) from error
+
+
+@contextlib.contextmanager
+def _rebuilding(connection: sa.Connection) -> Iterator[None]:
+    """Let SQLite drop a table to which others refer, because it was made anew.
+
+    Only outside of transactions can that be said (https://sqlite.org/lang_altertable.html).
+    """
+    if connection.dialect.name != "sqlite":
+        yield
+        return
+    bare = connection.connection.cursor()
+    bare.execute("PRAGMA foreign_keys=OFF")
+    try:
+        yield
+    finally:
+        bare.execute("PRAGMA foreign_keys=ON")
+
+
+def _require_whole(connection: sa.Connection) -> None:
+    """Raise ConfigurationError if rows refer to what is not there; on PostgreSQL none can."""
+    if connection.dialect.name != "sqlite":
+        return
+    lost = connection.exec_driver_sql("PRAGMA foreign_key_check").first()
+    if lost is not None:
+        raise ConfigurationError(
+            f"the database cannot be brought to this schema: row {lost[1]} of {lost[0]} refers to "
+            f"a row of {lost[2]} that is not there: restore a backup that `verify` finds whole"
+        )
 
 
 @contextlib.contextmanager

@@ -80,7 +80,7 @@ enrollments = sa.Table(
     "enrollments",
     metadata,
     sa.Column("id", sa.Text, primary_key=True),
-    sa.Column("correlation", sa.Text, nullable=False, unique=True),
+    sa.Column("correlation", sa.Text, nullable=False),
     sa.Column("authority_key", sa.Text, nullable=False),
     sa.Column("spki_sha256", sa.LargeBinary, nullable=False),
     sa.Column("invitation", sa.Text, sa.ForeignKey("invitations.number")),
@@ -101,8 +101,15 @@ enrollments = sa.Table(
         "state IN ('pending', 'approved', 'rejected', 'issuing', 'issued', 'abandoned')",
         name="state",
     ),
+    # One question, one enrollment; of an order there is one whatever the key.
+    sa.UniqueConstraint("spki_sha256", "correlation"),
+    sa.Index(
+        None,
+        "correlation",
+        unique=True,
+        sqlite_where=sa.text("substr(correlation, 1, 6) = 'order:'"),
+    ),
     sa.Index(None, "authority_key", sqlite_where=ORDERED),
-    sa.Index(None, "spki_sha256"),
     sa.Index(None, "invitation"),
     sa.Index(None, "state", "id"),
 )

@@ -21,7 +21,7 @@ _KEY = bytes(range(32))
 
 
 @pytest.fixture
-def before_0012(make_database: Callable[[], str], clock: MovableClock) -> Iterator[Store]:
+def aged(make_database: Callable[[], str], clock: MovableClock) -> Iterator[Store]:
     with closing(Store(make_database(), clock)) as store:
         with store.engine.connect() as connection:
             connection.execution_options(estserver_write=True)
@@ -84,37 +84,57 @@ def _everything(tx: Transaction) -> list[list[tuple[object, ...]]]:
     ]
 
 
-def test_what_was_issued_before_stays_and_is_found(before_0012: Store) -> None:
-    before_0012.write(_certified)
-    before = before_0012.read(_everything)
-    migrate(before_0012)
-    assert before_0012.read(_everything) == before
-    found = before_0012.read(lambda tx: certificates.by_spki(tx, _KEY))
+def _refused(store: Store, statement: sa.Update | sa.Delete) -> None:
+    with pytest.raises(sa.exc.IntegrityError):
+        store.write(lambda tx: tx.change(statement))
+
+
+def test_what_was_issued_before_stays_and_is_found(aged: Store) -> None:
+    aged.write(_certified)
+    before = aged.read(_everything)
+    migrate(aged)
+    assert aged.read(_everything) == before
+    found = aged.read(lambda tx: certificates.by_spki(tx, _KEY))
     assert sorted(record.enrollment for record in found) == ["a", "b"]
-    (record,) = before_0012.read(lambda tx: certificates.by_serial(tx, ord("b")))
+    (record,) = aged.read(lambda tx: certificates.by_serial(tx, ord("b")))
     assert record.enrollment == "b"
 
 
-def test_members_of_campaigns_still_need_their_certificate(before_0012: Store) -> None:
-    before_0012.write(_certified)
-    migrate(before_0012)
-    gone = sa.delete(certificate_rows).where(certificate_rows.c.enrollment == "a")
-    with pytest.raises(sa.exc.IntegrityError):
-        before_0012.write(lambda tx: tx.change(gone))
+def test_members_of_campaigns_still_need_their_certificate(aged: Store) -> None:
+    aged.write(_certified)
+    migrate(aged)
+    _refused(aged, sa.delete(certificate_rows).where(certificate_rows.c.enrollment == "a"))
 
 
-def test_a_serial_is_given_once_by_each_issuer(before_0012: Store) -> None:
-    before_0012.write(_certified)
-    migrate(before_0012)
+def test_certificates_still_need_their_enrollment(aged: Store) -> None:
+    aged.write(_certified)
+    migrate(aged)
+    _refused(aged, sa.update(enrollments).where(enrollments.c.id == "a").values(id="c"))
+
+
+def test_one_question_has_one_enrollment(aged: Store) -> None:
+    aged.write(_certified)
+    migrate(aged)
+    second = sa.update(enrollments).where(enrollments.c.id == "b")
+    _refused(aged, second.values(correlation="a"))
+    # The same words with another key are another question, but not of an order.
+    both = sa.update(enrollments).values(spki_sha256=sa.cast(enrollments.c.id, sa.LargeBinary))
+    assert aged.write(lambda tx: tx.change(both)) == 2
+    assert aged.write(lambda tx: tx.change(second.values(correlation="a"))) == 1
+    _refused(aged, sa.update(enrollments).values(correlation="order:1"))
+
+
+def test_a_serial_is_given_once_by_each_issuer(aged: Store) -> None:
+    aged.write(_certified)
+    migrate(aged)
     same = sa.update(certificate_rows).where(certificate_rows.c.enrollment == "a")
-    with pytest.raises(sa.exc.IntegrityError):
-        before_0012.write(lambda tx: tx.change(same.values(serial=f"{ord('b'):040x}")))
+    _refused(aged, same.values(serial=f"{ord('b'):040x}"))
     other = {"serial": f"{ord('b'):040x}", "issuer": "another"}
-    assert before_0012.write(lambda tx: tx.change(same.values(**other))) == 1
-    assert len(before_0012.read(lambda tx: certificates.by_serial(tx, ord("b")))) == 2
+    assert aged.write(lambda tx: tx.change(same.values(**other))) == 1
+    assert len(aged.read(lambda tx: certificates.by_serial(tx, ord("b")))) == 2
 
 
-def test_what_is_no_certificate_is_nobodys(before_0012: Store) -> None:
-    migrate(before_0012)
+def test_what_is_no_certificate_is_nobodys(aged: Store) -> None:
+    migrate(aged)
     for octets in (b"", b"\x30", b"\x30\x03\x02\x01\x01", bytes(700)):
-        assert before_0012.read(partial(certificates.by_der, der=octets)) is None
+        assert aged.read(partial(certificates.by_der, der=octets)) is None
