@@ -51,7 +51,8 @@ __all__ = [
 ]
 
 _MAX_ATTRIBUTE = 255
-_EMPTY_NAME = b"\x30\x00"
+_EMPTY = b"\x30\x00"
+"""A Name or GeneralNames with nothing in it."""
 
 # Names for messages, and the upper bounds of RFC 5280 Appendix A.1.
 _ATTRIBUTES = {
@@ -152,7 +153,7 @@ def read_name(der: bytes, what: str = "subject") -> x509.Name:
     `der`: DER, one Name. The empty Name is fine.
     Raises BadInput: not a Name, a value that is not clean text, a bound exceeded.
     """
-    if der == _EMPTY_NAME:
+    if der == _EMPTY:
         return x509.Name([])
     try:
         sequence = asn1.decode_der(_RDNSequence, wrap(asn1.decode_der(asn1.TLV, der)))
@@ -329,7 +330,7 @@ def decode_name(der: bytes) -> x509.Name:
 
 def encode_names(names: tuple[x509.GeneralName, ...]) -> bytes:
     """Return the DER of GeneralNames: the value of a subjectAltName extension."""
-    return x509.SubjectAlternativeName(names).public_bytes()
+    return x509.SubjectAlternativeName(names).public_bytes() if names else _EMPTY
 
 
 def decode_names(der: bytes, what: str = "names") -> tuple[x509.GeneralName, ...]:
