@@ -70,8 +70,8 @@ class _Walk:
 class _Arrivals:
     """Walks that wait to be taken along. Any thread adds, one takes.
 
-    Who takes is woken for the first and then for all: to wake for each costs more than to read
-    and to answer a question does, and everybody else their place in the processor's caches.
+    Who takes is woken for the first and then once for all: to be woken for each took a tenth of the
+    server's time.
     """
 
     def __init__(self) -> None:
