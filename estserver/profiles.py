@@ -71,7 +71,8 @@ _KINDS: Mapping[str, type[x509.GeneralName]] = {
     "uri": x509.UniformResourceIdentifier,
 }
 _Fields = tuple[tuple[str, str], ...]
-_MAX_GRANTS = 1024
+_MAX_GRANTS = 64
+"""Of 2 KB each: for registrations in use right now, as a thousand devices may share one."""
 _AnyExtension = x509.Extension[x509.ExtensionType]
 _PLACEHOLDER = re.compile(r"\{([a-z_|]+)\}")
 

@@ -1,5 +1,6 @@
 """Profiles: what of a registration, a CSR and the settings reaches a plan."""
 
+import gc
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -13,7 +14,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from estserver import config
 from estserver.csr import read_csr
 from estserver.errors import BadInput, ConfigurationError, Fault, KeyNotAllowed
-from estserver.model import Door, Plan
+from estserver.model import Door, Grant, Plan
 from estserver.names import parse_general_name
 from estserver.profiles import BACKDATE
 from tests.live import new_key
@@ -54,6 +55,14 @@ def test_a_shipped_profile_grants_what_was_registered(
     assert grant.subject.rfc4514_string() == subject
     assert grant.names == {parse_general_name(text) for text in names}
     assert not grant.exact
+
+
+def test_what_was_granted_to_many_registrations_is_not_kept(issuing: x509.Certificate) -> None:
+    rules = profile(issuing)
+    before = sum(isinstance(one, Grant) for one in gc.get_objects())
+    for number in range(1000):
+        rules.grant(registered(number=str(number)))
+    assert sum(isinstance(one, Grant) for one in gc.get_objects()) < before + 100
 
 
 def test_a_device_without_an_id_is_called_by_its_first_name(issuing: x509.Certificate) -> None:
