@@ -28,6 +28,8 @@ ALGORITHMS = ("ES256", "ES384", "ES512", "EdDSA", "RS256")
 _BASE64URL = re.compile(r"[A-Za-z0-9_-]*")
 _MAX_MEMBER = 4096
 """Characters of one JWK member; an RSA modulus of 4096 bits has 683."""
+_AT_WORK = 512
+"""Keys of 3 KB. An order is done in seconds: of a fleet only so many are at it together."""
 _PRIVATE = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k"})
 _CURVES: Mapping[str, tuple[ec.EllipticCurve, int, str]] = {
     "P-256": (ec.SECP256R1(), 32, "ES256"),
@@ -170,7 +172,7 @@ def stored_key(jwk: Mapping[str, str]) -> AccountKey:
     return _stored_key(tuple(sorted(jwk.items())))
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=_AT_WORK)
 def _stored_key(members: tuple[tuple[str, str], ...]) -> AccountKey:
     """Keep the keys of accounts at work: each of their requests needs one."""
     return account_key(_build(dict(members)))

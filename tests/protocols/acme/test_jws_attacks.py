@@ -1,6 +1,7 @@
 """The gate: every broken, ambiguous or forged JWS is refused, and none of them with a fault."""
 
 import base64
+import gc
 import hashlib
 import hmac
 import json
@@ -15,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from estserver.protocols.acme import tables
-from estserver.protocols.acme.keys import read_jwk, stored_key
+from estserver.protocols.acme.keys import AccountKey, read_jwk, stored_key
 from estserver.protocols.acme.problems import Problem
 from tests.live import Live, new_key
 from tests.protocols.acme.pebble import Pebble
@@ -370,6 +371,12 @@ def test_a_signature_of_another_key_or_with_a_flipped_bit_changes_nothing(server
 def test_each_algorithm_goes_all_the_way(server: Server, key: Any) -> None:
     client = registered(server, "alg.example.org", key=key)
     assert client.issue("alg.example.org").leaf
+
+
+def test_a_fleets_account_keys_are_not_all_kept() -> None:
+    for _ in range(1000):
+        stored_key(jwk_of(ec.generate_private_key(ec.SECP256R1())))
+    assert sum(isinstance(one, AccountKey) for one in gc.get_objects()) < 600
 
 
 @pytest.mark.row("ACME-028")
