@@ -78,6 +78,14 @@ def test_what_is_no_certificate_is_not_handed_out(ca: Hierarchy, damage: bytes) 
         issuer.sign(replace(draft, tbs=damage))
 
 
+def test_a_draft_that_is_not_one_element_is_not_handed_out(ca: Hierarchy) -> None:
+    issuer = issuer_of(ca)
+    draft = issuer.prepare(plan_of(ca))
+    for tbs in (draft.tbs + b"\x05\x00", draft.tbs[:-1], draft.tbs + draft.tbs):
+        with pytest.raises((Fault, ValueError)):
+            issuer.sign(replace(draft, tbs=tbs))
+
+
 def test_a_draft_that_names_another_issuer_inside_is_not_handed_out(ca: Hierarchy) -> None:
     draft = issuer_of(make_ca()).prepare(plan_of(ca))
     with pytest.raises(Fault, match="does not verify"):
