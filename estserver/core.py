@@ -3,6 +3,7 @@
 Commands open it without keys, `serve` with them.
 """
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -35,7 +36,7 @@ class SystemClock:
 
     def now(self) -> datetime:
         """Return the present moment, UTC, whole seconds."""
-        return datetime.now(UTC).replace(microsecond=0)
+        return datetime.fromtimestamp(int(time.time()), UTC)
 
 
 @dataclass(frozen=True, slots=True)
