@@ -6,10 +6,12 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+import sqlalchemy as sa
 
 from estserver.authentication import PINCredential
-from estserver.errors import AlreadyIssued, CertificateRefused, Refused
+from estserver.errors import AlreadyIssued, CertificateRefused, Fault, Refused
 from estserver.model import Door, Issued, Pending, Via
+from estserver.store.tables import enrollments
 from tests.live import new_key
 from tests.parts import SOURCE, Parts, csr_of, with_rules
 from tests.ra.street import MakeParts, confirmed, count, events, revoke, used
@@ -36,6 +38,16 @@ def test_the_same_answer_comes_from_another_process_and_after_expiry(both: Parts
     other = both.another()
     with closing(other.store):
         assert other.enroll(handover, key).der == first.der
+
+
+def test_a_question_whose_answer_cannot_be_found_comes_to_an_end(both: Parts) -> None:
+    handover, key = both.invite(units=2), new_key()
+    both.enroll(handover, key)
+    lost = sa.update(enrollments).values(invitation=None)
+    both.store.write(lambda tx: tx.change(lost))
+    with pytest.raises(Fault, match="no answer"):
+        both.enroll(handover, key)
+    assert count(both) == 1
 
 
 @pytest.mark.row("EST-063", "A-5")
