@@ -71,7 +71,11 @@ def open_engine(url: str) -> sa.Engine:
 
     @sa_event.listens_for(engine, "checkin")
     def _return(connection: sqlite3.Connection | None, record: sa.pool.ConnectionPoolEntry) -> None:
-        if record.info.pop("writes", False) and connection is not None:
+        if connection is None:
+            return
+        if record.info.pop("writes", False):
             connection.execute(f"PRAGMA cache_size=-{_READERS_KIB}")
+        # The next commit makes its pages worthless, and it may be long until it is needed again.
+        connection.execute("PRAGMA shrink_memory")
 
     return engine
