@@ -9,6 +9,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from functools import lru_cache
 
 import structlog
 from aiohttp import web
@@ -217,12 +218,19 @@ def _log_fault(request: web.Request, error: Exception) -> None:
         log.error("request.failed", request_id=request[REFERENCE], exc_info=error)
 
 
+@lru_cache(maxsize=1024)
+def _meters(via: str, operation: str, label: str, outcome: str) -> tuple[Counter, Histogram]:
+    found = requests_total.labels(via, operation, label, outcome)
+    return found, request_seconds.labels(via, operation)
+
+
 def _finish(request: web.Request, event: dict[str, object], status: int, started: float) -> None:
     seconds = time.perf_counter() - started
     via, operation = str(event["via"]), str(event["operation"])
     outcome = str(event["outcome"])
-    requests_total.labels(via, operation, str(event["label"]), outcome).inc()
-    request_seconds.labels(via, operation).observe(seconds)
+    counted, timed = _meters(via, operation, str(event["label"]), outcome)
+    counted.inc()
+    timed.observe(seconds)
     tell = log.debug if QUIET in request else log.info
     tell(
         "request.answered",

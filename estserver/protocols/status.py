@@ -9,6 +9,7 @@ import binascii
 import hashlib
 import re
 from collections.abc import Coroutine, Mapping, Sequence
+from functools import lru_cache
 from urllib.parse import unquote
 
 from aiohttp import web
@@ -141,7 +142,8 @@ class StatusProtocol:
         except BadInput:
             # OCSP has an answer of its own for what cannot be read; the authority gives it.
             der = b""
-        return _ocsp_response(await self._answer(request, der))
+        answer = await self._answer(request, der)
+        return web.Response(body=answer.der, headers=_headers_of(answer))
 
     async def _answer(self, request: web.Request, request_der: bytes) -> OCSPAnswer:
         status = self._services.status
@@ -186,14 +188,15 @@ def _request_in(raw_path: str) -> bytes:
         raise BadInput("the path holds no base64") from error
 
 
-def _ocsp_response(answer: OCSPAnswer) -> web.Response:
-    """Render an answer to GET with what caches need. RFC 5019 §6.2."""
-    response = web.Response(body=answer.der, headers=_UNCACHED)
+@lru_cache(maxsize=256)
+def _headers_of(answer: OCSPAnswer) -> Mapping[str, str]:
+    """Return what caches need of an answer to GET (RFC 5019 §6.2), made once for each answer."""
+    response = web.Response(headers=_UNCACHED)
     if answer.cacheable:
         response.headers["Cache-Control"] = _BRIEFLY
         response.etag = hashlib.sha256(answer.der).hexdigest()[:32]
         response.last_modified = answer.this_update
-    return response
+    return response.headers
 
 
 @web.middleware
