@@ -1,6 +1,7 @@
 """Walks in convoy: what one alone would get, for few commits; none waits for a slow one."""
 
 import asyncio
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -82,6 +83,14 @@ def test_forty_enrollments_share_few_commits(parts: Parts, convoy: Convoy) -> No
     # Two commits and two reads would do; some may have come a moment later.
     assert len(begun) < 40
     assert parts.invitations.get(many.invitation.number).units_used == 20
+
+
+def test_its_thread_interrupts_no_loop_and_no_other_thread_is_like_it(convoy: Convoy) -> None:
+    async def policy() -> int:
+        return await convoy.walk(look(lambda _tx: os.sched_getscheduler(0)))
+
+    assert asyncio.run(policy()) == os.SCHED_BATCH
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
 
 
 @pytest.mark.row("I2")
