@@ -359,18 +359,17 @@ def _by_end(
 ) -> sa.Select[Any]:
     """Go along the index of ends: forward from now, or back from it."""
     place = sa.tuple_(certificates.c.not_after, certificates.c.enrollment)
-    last = None
+    # One bound alone: of two, SQLite would start at that which is farther from the page.
+    bound = now = (tx.at, "")
     if before is not None:
         end = sa.select(certificates.c.not_after).where(certificates.c.enrollment == before)
-        last = sa.tuple_(tx.connection.execute(end).scalar_one_or_none() or 0, before)
+        bound = (tx.connection.execute(end).scalar_one_or_none() or 0, before)
     if expiring_before is None:
-        query = query.where(certificates.c.not_after < tx.at)
-        query = query if last is None else query.where(place < last)
+        query = query.where(place < sa.tuple_(*min(bound, now)))
         return query.order_by(certificates.c.not_after.desc(), certificates.c.enrollment.desc())
     query = query.where(
-        certificates.c.not_after >= tx.at, certificates.c.not_after < to_unix(expiring_before)
+        place > sa.tuple_(*max(bound, now)), certificates.c.not_after < to_unix(expiring_before)
     )
-    query = query if last is None else query.where(place > last)
     return query.order_by(certificates.c.not_after, certificates.c.enrollment)
 
 

@@ -58,9 +58,15 @@ class Prepared:
     Rows hold what the drivers take as it is: text, integers, bytes; JSON columns as text.
     """
 
-    def __init__(self, make: Callable[[str], sa.Insert | sa.Update]) -> None:
-        """`make` makes the statement for a dialect, given its name."""
+    def __init__(
+        self, make: Callable[[str], sa.Insert | sa.Update], columns: Sequence[str] = ()
+    ) -> None:
+        """`make` makes the statement for a dialect, given its name.
+
+        `columns`: what it takes of all rows at once, as arrays, on PostgreSQL.
+        """
         self._texts = _Texts(make)
+        self._columns = columns
 
     def run(self, connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> int:
         """Run the statement for each of `rows`; return how many rows of the table it changed."""
@@ -69,7 +75,11 @@ class Prepared:
         how = self._texts.of(connection)
         cursor = _cursor(connection)
         try:
-            if len(rows) == 1:
+            if self._columns and connection.dialect.name == "postgresql":
+                cursor.execute(
+                    how.text, {name: [row[name] for row in rows] for name in self._columns}
+                )
+            elif len(rows) == 1:
                 cursor.execute(how.text, how.parameters(rows[0]))
             else:
                 cursor.executemany(how.text, [how.parameters(row) for row in rows])
@@ -85,8 +95,17 @@ class Prepared:
 
 def insert(table: sa.Table, *columns: str) -> Prepared:
     """Prepare an INSERT of `columns` that leaves out rows which a unique column forbids."""
-    values: dict[str, sa.BindParameter[Any]] = {name: sa.bindparam(name) for name in columns}
-    return Prepared(lambda dialect: unless_there(table, dialect).values(values))
+
+    def make(dialect: str) -> sa.Insert:
+        new = unless_there(table, dialect)
+        if dialect == "sqlite":
+            return new.values({name: sa.bindparam(name) for name in columns})
+        # One statement for all rows costs the server a third of what one for each does.
+        arrays = (sa.bindparam(name, type_=sa.ARRAY(table.c[name].type)) for name in columns)
+        rows = sa.select(*(sa.func.unnest(array) for array in arrays))
+        return new.from_select(columns, rows, include_defaults=False)
+
+    return Prepared(make, columns)
 
 
 def unless_there(table: sa.Table, dialect: str) -> sa.Insert:
