@@ -156,8 +156,8 @@ def with_figures(readme: str, report: dict[str, Any]) -> str:
     machine = report["machine"]
     head = (
         f"Measured {report['at'][:10]}: {machine['processor']}, {machine['cores']} cores, "
-        f"{machine['tls library']}, {machine['file system']}; medians of "
-        f"{report['extent']['rounds']} round(s).\n\n"
+        f"Python {machine['python']}, {machine['tls library']}, {machine['file system']}; "
+        f"medians of {report['extent']['rounds']} round(s).\n\n"
     )
     results = report["results"]
     body = "\n".join([*table.markdown(table.lines(results), results), "", table.ceiling(results)])
