@@ -194,7 +194,7 @@ class _Connection(RequestHandler):
     What is not HTTP is answered without version and without echo.
     """
 
-    __slots__ = ("_front", "_limits", "_silence", "_stall", "_wire")
+    __slots__ = ("_front", "_limits", "_silence", "_socket", "_stall")
 
     def __init__(
         self,
@@ -219,16 +219,17 @@ class _Connection(RequestHandler):
         self._limits = limits
         self._silence: asyncio.TimerHandle | None = None
         self._stall: asyncio.TimerHandle | None = None
-        # aiohttp forgets its transport when it closes it, which may still have much to send.
-        self._wire: asyncio.Transport | None = None
+        # aiohttp forgets its transport when it closes it, which may still have much to send; and
+        # asyncio's over TLS, closed twice, neither names its socket nor aborts.
+        self._socket: socket.socket | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin, unless this is a Unix socket and not the proxy is at its other end."""
         super().connection_made(transport)
-        self._wire = self.transport
-        if self._front is None and self._wire is not None:
+        if self._front is None and self.transport is not None:
+            self._socket = transport.get_extra_info("socket")
             # "Paused" shall mean that the system takes no more. A proxy has limits of its own.
-            self._wire.set_write_buffer_limits(high=1, low=0)
+            self.transport.set_write_buffer_limits(high=1, low=0)
         self._silence = self._loop.call_later(self._limits.header_seconds, self.force_close)
         if self._front is not None and not self._front.trusts(transport):
             log.warning("front.refused", error=f"user {peer_user(transport)} is no front user")
@@ -240,7 +241,7 @@ class _Connection(RequestHandler):
         for timer in (self._silence, self._stall):
             if timer is not None:
                 timer.cancel()
-        self._wire = None
+        self._socket = None
 
     def has_spoken(self) -> None:
         """Note that the headers of a request have come."""
@@ -250,8 +251,7 @@ class _Connection(RequestHandler):
     def pause_writing(self) -> None:
         """Begin to watch whether the client takes what is to be sent."""
         super().pause_writing()
-        if self._front is None:
-            self._watch()
+        self._watch()
 
     def resume_writing(self) -> None:
         """All is sent."""
@@ -261,11 +261,11 @@ class _Connection(RequestHandler):
 
     def _watch(self, least: int = 0) -> None:
         """Cut the connection off unless the client has taken `least` bytes in all; look again."""
-        if self._wire is None:
+        if self._socket is None:
             return
-        taken = _acknowledged(self._wire)
+        taken = _acknowledged(self._socket)
         if taken < least:
-            self._wire.abort()
+            self._socket.shutdown(socket.SHUT_RDWR)
             return
         seconds = self._limits.stalled_seconds
         self._stall = self._loop.call_later(seconds, self._watch, taken + seconds * _LEAST_RATE)
@@ -438,12 +438,11 @@ def unix_socket(path: Path, group: str | None) -> socket.socket:
     return taken
 
 
-def _acknowledged(wire: asyncio.BaseTransport) -> int:
+def _acknowledged(sending: socket.socket) -> int:
     """Count the bytes that have arrived at the other end of a TCP connection, TLS included.
 
     Linux fills its own buffers long before, and tells of room in them only now and then.
     """
-    taken: socket.socket = wire.get_extra_info("socket")
-    facts = taken.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+    facts = sending.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
     count: int = struct.unpack_from("=Q", facts, _BYTES_ACKED)[0]
     return count

@@ -137,7 +137,7 @@ class Live:
         found = [
             c.transport for server in runners if server is not None for c in server.connections
         ]
-        return [transport for transport in found if transport is not None]
+        return [_below_tls(transport) for transport in found if transport is not None]
 
     def restart(self) -> None:
         """Stop and start again on the same directory."""
@@ -243,6 +243,13 @@ def on_ports(settings: Settings, ports: Ports) -> Settings:
     }
     listeners = settings.listeners.model_copy(update=moved)
     return settings.model_copy(update={"listeners": listeners})
+
+
+def _below_tls(transport: asyncio.Transport) -> asyncio.Transport:
+    """Return what carries a connection: TLS above it, closed twice, does not abort (3.11.2)."""
+    tls = getattr(transport, "_ssl_protocol", None)
+    wire: asyncio.Transport = transport if tls is None else tls._transport
+    return wire
 
 
 async def _abort(transports: list[asyncio.Transport]) -> None:

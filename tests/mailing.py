@@ -15,7 +15,7 @@ from aiosmtpd.smtp import SMTP, Envelope, Session
 from tests.live import free_ports
 
 
-@dataclass(slots=True)
+@dataclass
 class Sink:
     """A mail server that takes everything, or answers as told."""
 

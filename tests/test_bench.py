@@ -113,7 +113,13 @@ def test_the_readme_has_one_place_for_the_figures() -> None:
     report = {
         "at": "2026-12-01T00:00:00+00:00",
         "extent": {"rounds": 3},
-        "machine": {"processor": "P", "cores": "4", "tls library": "T", "file system": "ext4"},
+        "machine": {
+            "processor": "P",
+            "cores": "4",
+            "python": "3.14.0",
+            "tls library": "T",
+            "file system": "ext4",
+        },
         "results": results,
     }
     written = with_figures(readme, report)

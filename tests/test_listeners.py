@@ -19,11 +19,11 @@ from tests.live import Live
 BODY = bytes(range(256)) * (1 << 15)
 """8 MiB: more than the system's buffers take on both sides."""
 SLICE = 1 << 16
-REQUEST = b"GET /large HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+REQUEST = "GET /{} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
 
 class Library:
-    """A door that serves one large document, in slices as CRLs are, and something small."""
+    """A door that serves a large document, whole or in slices as CRLs are, and a small one."""
 
     name = "library"
     prefix = "/"
@@ -31,6 +31,7 @@ class Library:
     def application(self) -> web.Application:
         application = web.Application()
         application.router.add_get("/large", self._large)
+        application.router.add_get("/whole", self._whole)
         application.router.add_get("/small", self._small)
         return application
 
@@ -45,6 +46,12 @@ class Library:
             await response.write(BODY[start : start + SLICE])
         await response.write_eof()
         return response
+
+    async def _whole(self, request: web.Request) -> web.Response:
+        # Closing waits for all to be sent. Twice, as when a server stops that is closing it.
+        for _ in range(2):
+            asyncio.get_running_loop().call_later(0.1, _closer(request))
+        return web.Response(body=BODY)
 
     async def _small(self, _request: web.Request) -> web.Response:
         return web.Response(text="small")
@@ -74,14 +81,19 @@ async def until(happened: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
-def _ask(port: int, context: ssl.SSLContext | None) -> socket.socket:
+def _closer(request: web.Request) -> Callable[[], None]:
+    assert request.transport is not None
+    return request.transport.close
+
+
+def _ask(port: int, context: ssl.SSLContext | None, path: str = "large") -> socket.socket:
     """Ask for the large document over a connection that takes little by itself."""
     raw = socket.socket()
     raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SLICE)
     raw.settimeout(30)
     raw.connect(("127.0.0.1", port))
     asked = raw if context is None else context.wrap_socket(raw, server_hostname="localhost")
-    asked.sendall(REQUEST)
+    asked.sendall(REQUEST.format(path).encode())
     return asked
 
 
@@ -112,12 +124,13 @@ def tls(request: pytest.FixtureRequest, shared: Live) -> tuple[ssl.SSLContext, .
 
 
 @pytest.mark.row("I8")
+@pytest.mark.parametrize("path", ["large", "whole"])
 async def test_who_takes_nothing_of_an_answer_is_cut_off_and_others_are_served(
-    tls: tuple[ssl.SSLContext, ...],
+    tls: tuple[ssl.SSLContext, ...], path: str
 ) -> None:
     ours, theirs = tls or (None, None)
     async with serving(Limits(stalled_seconds=1), ours) as (server, port):
-        greedy = [await asyncio.to_thread(_ask, port, theirs) for _ in range(3)]
+        greedy = [await asyncio.to_thread(_ask, port, theirs, path) for _ in range(3)]
         await until(lambda: len(server.connections) == len(greedy))
         scheme = "https" if theirs else "http"
         async with (

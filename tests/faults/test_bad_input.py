@@ -140,7 +140,8 @@ def _critical_unknown() -> bytes:
         _named("", x509.DNSName("a.example\r\nX: y")),
         _named("", x509.DNSName("")),
         _named("", x509.DNSName("a" * 300)),
-        _named("", x509.RFC822Name("a@example.org\r\nBcc: b@example.org")),
+        # Newer Pythons refuse to make it.
+        _named("", x509.RFC822Name._init_without_validation("a@example.org\r\nBcc: b@example.org")),
         _named("", x509.UniformResourceIdentifier("http://example.org/\0")),
         _named("", x509.OtherName(x509.ObjectIdentifier("1.2.3"), b"\x05\x00")),
         _named(
