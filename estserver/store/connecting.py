@@ -16,8 +16,10 @@ _PRAGMAS = (
     "secure_delete=ON",
 )
 _READERS_KIB, _WRITERS_KIB = 512, 2048
-"""Pages that a connection keeps. There may be sixteen readers, whose pages are worthless after each
-commit; the writer changes most of 2 MB for a group of 64."""
+"""Pages that a connection keeps. A reader's are worthless after each commit; the writer changes
+most of 2 MB for a group of 64."""
+_KEPT, _CROWD = 4, 48
+"""Connections to SQLite: between requests, and at most."""
 _POSTGRESQL_LIMITS = {
     "connect_timeout": _BUSY_SECONDS,
     # A server that is gone without a word is noticed before the callers give up, milliseconds.
@@ -44,11 +46,12 @@ def open_engine(url: str) -> sa.Engine:
     engine = sa.create_engine(
         url,
         connect_args={"timeout": _BUSY_SECONDS, "check_same_thread": False},
-        pool_size=16,
-        max_overflow=32,
+        # Each connection keeps pages, statements and the schema to itself, a megabyte in all, which
+        # took half an hour to fill up in one that was seldom needed. So few are kept, that which
+        # was used last is used next, and a crowd opens more for as long as it lasts.
+        pool_size=_KEPT,
+        max_overflow=_CROWD - _KEPT,
         pool_timeout=_BUSY_SECONDS,
-        # Each connection keeps pages and statements of its own, 2 MB and more: that which was used
-        # last is used next, so that only as many fill up as are needed at the same time.
         pool_use_lifo=True,
     )
 
