@@ -20,7 +20,7 @@ from scripts.benchmarks.instances import (
     make_instance,
     require_chain,
 )
-from scripts.benchmarks.machine import pin
+from scripts.benchmarks.machine import on_cores, pin
 from scripts.benchmarks.peers import Absent, program
 from scripts.benchmarks.pki import write_holder
 from scripts.benchmarks.postgresql import cluster, main_process, server_programs
@@ -264,9 +264,10 @@ def behind_front(name: str, course: Course, stack: ExitStack) -> list[Measuremen
     served = serve(course, stack, instance)
     front = Front(name, Live(instance.directory, instance.settings, MovableClock()), folder)
     stack.callback(front.stop)
-    front.start()
+    # It makes as many threads as it has cores when it starts.
+    with on_cores(served.cores):
+        front.start()
     assert front.child is not None
-    pin(front.child.pid, served.cores)
     served.roots = (*served.roots, front.child.pid)
     served.target = replace(served.target, root=course.pki.root)
     warm_up(course, served)

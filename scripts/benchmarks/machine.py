@@ -63,7 +63,8 @@ def on_cores(cores: tuple[int, ...]) -> Iterator[None]:
 def pin(pid: int, cores: tuple[int, ...]) -> None:
     """Move a process and its descendants to these cores; their later children stay there."""
     for member in tree(pid):
-        os.sched_setaffinity(member, cores)
+        for thread in Path(f"/proc/{member}/task").iterdir():
+            os.sched_setaffinity(int(thread.name), cores)
 
 
 def tree(pid: int) -> list[int]:
