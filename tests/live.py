@@ -137,7 +137,8 @@ class Live:
         found = [
             c.transport for server in runners if server is not None for c in server.connections
         ]
-        return [_below_tls(transport) for transport in found if transport is not None]
+        below = [_below_tls(transport) for transport in found if transport is not None]
+        return [transport for transport in below if transport is not None]
 
     def restart(self) -> None:
         """Stop and start again on the same directory."""
@@ -245,10 +246,11 @@ def on_ports(settings: Settings, ports: Ports) -> Settings:
     return settings.model_copy(update={"listeners": listeners})
 
 
-def _below_tls(transport: asyncio.Transport) -> asyncio.Transport:
-    """Return what carries a connection: TLS above it, closed twice, does not abort (3.11.2)."""
+def _below_tls(transport: asyncio.Transport) -> asyncio.Transport | None:
+    """Return what carries a connection, if it still does: TLS above it, closed twice, does not
+    abort (Python 3.11.2)."""
     tls = getattr(transport, "_ssl_protocol", None)
-    wire: asyncio.Transport = transport if tls is None else tls._transport
+    wire: asyncio.Transport | None = transport if tls is None else tls._transport
     return wire
 
 
