@@ -5,8 +5,10 @@ many come at once (threads, connections to the database and the pages and statem
 keeps) or by a size of its own (caches, the collector's thresholds) grows to that bound there. What
 grows after that grows with time or with every request: a leak.
 
-Then the server has as much as it can take for a second, and rests as long: that is half of what
-this machine can do, whatever that is. What is measured is measured at rest.
+Then the server has as much as it can take for a minute and a half, and rests as long: that is half
+of what this machine can do, whatever that is. What is measured is measured at the end of each rest:
+a server gives its free pages back once a minute, and takes a good part of them again in the next
+second of load, so that anything measured between says more about that minute than about growth.
 """
 
 import argparse
@@ -35,9 +37,10 @@ from scripts.benchmarks.instances import make_instance
 from scripts.benchmarks.machine import cpu_seconds, divide_cores, resident_megabytes, tree
 from scripts.benchmarks.pki import make_pki
 
-_TURN_SECONDS = 1.0
-_WINDOW_SECONDS = 60
-"""Servers give pages back once a minute: what counts of each minute is the least."""
+_LOAD_SECONDS = 1.0
+"""Of each load, before the next door has its turn."""
+_TURN_SECONDS = 90.0
+_LEAST_REST_SECONDS = 65.0
 _MOST_MEGABYTES_AN_HOUR = 1.0
 _MOST_DESCRIPTORS_MORE = 8
 """Connections to the database come and go."""
@@ -56,7 +59,7 @@ _LOADS = (
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """How a server stood at rest, all its processes together. `hours`: since the warm-up."""
+    """How a server stood after a rest, all its processes together. `hours`: since the warm-up."""
 
     hours: float
     megabytes: float
@@ -73,21 +76,16 @@ class Trend:
 
 
 def trend(samples: list[Sample]) -> Trend:
-    """Estimate the growth by Theil and Sen: the median of the slopes between any two minutes.
+    """Estimate the growth by Theil and Sen: the median of the slopes between any two samples.
 
-    A step that stays, or a minute that stands out, moves it little, unlike the line that fits best.
+    A step that stays, or a sample that stands out, moves it little, unlike the line that fits best.
     The bounds are Sen's: as many slopes away from the median as Kendall's tau allows for by chance.
     """
-    lowest: dict[int, Sample] = {}
-    for sample in samples:
-        window = int(sample.hours * 3600 / _WINDOW_SECONDS)
-        if window not in lowest or sample.megabytes < lowest[window].megabytes:
-            lowest[window] = sample
     slopes = sorted(
         (later.megabytes - earlier.megabytes) / (later.hours - earlier.hours)
-        for earlier, later in combinations(lowest.values(), 2)
+        for earlier, later in combinations(samples, 2)
     )
-    count, pairs = len(lowest), len(slopes)
+    count, pairs = len(samples), len(slopes)
     away = 1.96 * math.sqrt(count * (count - 1) * (2 * count + 5) / 18)
     first = max(0, int((pairs - away) / 2))
     return Trend(statistics.median(slopes), slopes[first], slopes[pairs - 1 - first])
@@ -143,14 +141,15 @@ class _Soak:
     def soak(self, minutes: float) -> Iterator[Sample]:
         """Load and rest in turns; yield how the server stood after each of its rests."""
         self._begun = time.monotonic()
-        for name in cycle(_LOADS):
-            self._measurements[name].run()
-            self.loaded += self._course.extent.seconds
+        names = cycle(_LOADS)
+        while self.elapsed < minutes * 60:
+            end = self.loaded + _TURN_SECONDS
+            while self.loaded < end:
+                self._measurements[next(names)].run()
+                self.loaded += self._course.extent.seconds
             # Making what is sent takes time as well: it counts as rest.
-            time.sleep(max(0.0, 2 * self.loaded - self.elapsed))
+            time.sleep(max(_LEAST_REST_SECONDS, 2 * self.loaded - self.elapsed))
             yield self._sample()
-            if self.elapsed > minutes * 60:
-                return
 
     @property
     def elapsed(self) -> float:
@@ -183,7 +182,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--warm-up",
         type=float,
-        default=8,
+        default=15,
         metavar="MINUTES",
         help="flat out, before them [%(default)s]",
     )
@@ -192,8 +191,8 @@ def _arguments() -> argparse.Namespace:
         "--folder", type=Path, default=Path("/var/tmp"), help="where it is made [%(default)s]"
     )
     arguments = parser.parse_args()
-    if arguments.minutes * 60 < 3 * _WINDOW_SECONDS:
-        parser.error("MINUTES: at least 3, since each gives one value")
+    if arguments.minutes * 60 < 6 * _TURN_SECONDS:
+        parser.error("MINUTES: at least 9, since three give one value")
     return arguments
 
 
@@ -205,7 +204,7 @@ def _run(arguments: argparse.Namespace, stack: ExitStack) -> tuple[list[Sample],
     generator = LoadGenerator(cores.generator)
     stack.callback(generator.close)
     os.sched_setaffinity(0, cores.generator)
-    extent = Extent(1, _TURN_SECONDS, 0, 0)
+    extent = Extent(1, _LOAD_SECONDS, 0, 0)
     course = Course(folder, cores, generator, extent, make_pki(folder / "pki"))
     instance = make_instance(folder / "instance", journal=True)
     served = enrolling.serve(course, stack, instance, workers=arguments.workers)
@@ -217,17 +216,15 @@ def _run(arguments: argparse.Namespace, stack: ExitStack) -> tuple[list[Sample],
         flush=True,
     )
     samples: list[Sample] = []
-    told, cpu = 0.0, soak.cpu
+    before = soak.cpu
     for sample in soak.soak(arguments.minutes):
         samples.append(sample)
-        if (elapsed := sample.hours * 3600 - told) >= _WINDOW_SECONDS:
-            busy = (soak.cpu - cpu) / elapsed
-            print(
-                f"{sample.hours * 60:5.1f} min  {sample.megabytes:7.2f} MB  {sample.descriptors} "
-                f"descriptors  {course.checker.checked} certificates  busy {busy:.0%}",
-                flush=True,
-            )
-            told, cpu = told + elapsed, soak.cpu
+        print(
+            f"{sample.hours * 60:5.1f} min  {sample.megabytes:7.2f} MB  {sample.descriptors} "
+            f"descriptors  {course.checker.checked} certificates  "
+            f"busy {(soak.cpu - before) / soak.elapsed:.0%}",
+            flush=True,
+        )
     for name, kinds in course.failures.items():
         print(f"{name}: failed: {dict(kinds)}")
     return samples, soak.loaded / soak.elapsed
