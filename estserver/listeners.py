@@ -1,6 +1,7 @@
 """Listeners: doors put behind one socket, TLS contexts, and connections that must not linger."""
 
 import asyncio
+import contextlib
 import errno
 import grp
 import os
@@ -265,7 +266,9 @@ class _Connection(RequestHandler):
             return
         taken = _acknowledged(self._socket)
         if taken < least:
-            self._socket.shutdown(socket.SHUT_RDWR)
+            # The client may have gone by itself since the loop looked.
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
             return
         seconds = self._limits.stalled_seconds
         self._stall = self._loop.call_later(seconds, self._watch, taken + seconds * _LEAST_RATE)
@@ -444,5 +447,4 @@ def _acknowledged(sending: socket.socket) -> int:
     Linux fills its own buffers long before, and tells of room in them only now and then.
     """
     facts = sending.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
-    count: int = struct.unpack_from("=Q", facts, _BYTES_ACKED)[0]
-    return count
+    return int(struct.unpack_from("=Q", facts, _BYTES_ACKED)[0])
