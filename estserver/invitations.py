@@ -13,13 +13,10 @@ import hashlib
 import hmac
 import secrets
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime, timedelta
 
 from cryptography import x509
-from cryptography.exceptions import InvalidKey
-from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
 from estserver import pin
 from estserver.errors import (
@@ -40,6 +37,7 @@ from estserver.model import (
     Secret,
 )
 from estserver.names import check_text, parse_general_name
+from estserver.pin_hashing import PINHasher
 from estserver.profiles import Profile
 from estserver.registration import Handover, Registration
 from estserver.settings import Limits
@@ -88,9 +86,7 @@ class Invitations:
         self._profiles = profiles
         self._throttle = SourceThrottle(clock, limits.guesses_per_source)
         self._organization = organization
-        # Argon2id takes tens of milliseconds and 19 MiB: one thread of its own, so that it has them
-        # once, however many PINs come.
-        self._hashing = ThreadPoolExecutor(1, thread_name_prefix="argon2id")
+        self._hasher = PINHasher(keyring)
 
     # -- registering -----------------------------------------------------------------------------
 
@@ -103,7 +99,7 @@ class Invitations:
         while True:
             invitation = replace(checked, number=_new_number())
             access = pin.generate(_pin_symbols(invitation.doors))
-            hashed = self._hash(access)
+            hashed = self._hasher.hash(pin.normalize(access.reveal()))
             token = self.url_token(invitation)
             url_hash = None if token is None else _token_hash(token)
 
@@ -228,7 +224,8 @@ class Invitations:
         symbols = pin.normalize(typed.reveal())
         # The try is counted before the slow hash, so that parallel guesses cannot all slip by.
         failed_before = self._store.write(lambda tx: self._begin_try(tx, invitation.number))
-        if self._matches(invitation.number, symbols):
+        stored = self._store.read(lambda tx: registrations.pin_hash(tx, invitation.number))
+        if self._hasher.matches(stored, symbols):
             self._store.write(
                 lambda tx: registrations.forgive_pin_failure(
                     tx, invitation.number, failed_at=failed_before
@@ -290,7 +287,7 @@ class Invitations:
             if counted:
                 yield from self._throttle.require_quiet(source)
             raise
-        found = yield from read(registrations.by_pins, self._pepper(symbols))
+        found = yield from read(registrations.by_pins, self._hasher.pepper(symbols))
         # Octets, because compare_digest refuses text that is not ASCII.
         known = found is not None and hmac.compare_digest(
             (number or found.number).encode(), found.number.encode()
@@ -301,40 +298,6 @@ class Invitations:
                 yield from self._throttle.count(source)
             raise BadCredentials(_WRONG_PIN)
         return found
-
-    def _hash(self, access: Secret) -> PINHash:
-        symbols = pin.normalize(access.reveal())
-        if len(symbols.reveal()) > pin.SHORT + 1:
-            return PINHash("hmac", b"", self._pepper(symbols))
-        salt = secrets.token_bytes(16)
-        derive = self._argon2id(salt).derive
-        digest = self._hashing.submit(derive, symbols.reveal().encode()).result()
-        return PINHash("argon2id", salt, digest)
-
-    def _matches(self, number: str, symbols: Secret) -> bool:
-        stored = self._store.read(lambda tx: registrations.pin_hash(tx, number))
-        if stored.scheme == "hmac":
-            return hmac.compare_digest(stored.digest, self._pepper(symbols))
-        verify = self._argon2id(stored.salt).verify
-        try:
-            self._hashing.submit(verify, symbols.reveal().encode(), stored.digest).result()
-        except InvalidKey:
-            return False
-        return True
-
-    def _pepper(self, symbols: Secret) -> bytes:
-        return self._keyring.mac("pin", symbols.reveal().encode())
-
-    def _argon2id(self, salt: bytes) -> Argon2id:
-        # OWASP's second setting: 19 MiB, two passes. The pepper goes in as Argon2's own secret.
-        return Argon2id(
-            salt=salt,
-            length=32,
-            iterations=2,
-            lanes=1,
-            memory_cost=19 * 1024,
-            secret=self._keyring.derive("pin-argon2id"),
-        )
 
     # -- changing --------------------------------------------------------------------------------
 
@@ -389,7 +352,7 @@ class Invitations:
         if not _takes_pin(invitation.doors):
             raise Conflict(f"invitation {number} has no door that takes a PIN")
         access = pin.generate(_pin_symbols(invitation.doors))
-        hashed = self._hash(access)
+        hashed = self._hasher.hash(pin.normalize(access.reveal()))
         until = self._clock.now() + life
 
         def unit(tx: Transaction) -> None:

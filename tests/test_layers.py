@@ -13,7 +13,7 @@ ROOMS = (
     ("csr", "csr_body", "public_keys", "config", "journal"),
     ("profiles", "name_constraints", "granted_names"),
     ("ca", "store", "mail"),
-    ("steps", "convoy", "spending"),
+    ("steps", "convoy", "spending", "pin_hashing"),
     ("invitations", "notices", "retention", "external_binding", "throttling"),
     (
         "revoking",
