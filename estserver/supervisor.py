@@ -32,6 +32,7 @@ from estserver import logs, systemd
 from estserver.config import Settings
 from estserver.duties import process_name
 from estserver.errors import ConfigurationError, Error, Fault
+from estserver.wording import trouble
 
 if TYPE_CHECKING:
     from estserver.listeners import Sockets
@@ -210,25 +211,43 @@ class _Supervisor:
     # -- one worker ------------------------------------------------------------------------------
 
     def _start(self, worker: _Worker) -> None:
+        worker.started = time.monotonic()
         try:
             sockets = self._listeners.bind(
                 self._settings.listeners, self._settings.directory, beside=self._held
             )
         except ConfigurationError as error:
-            self._put_off(worker)
-            log.error("worker.failed", worker=worker.number, error=error.detail)  # noqa: TRY400 - says it all
+            self._could_not_start(worker, error.detail)
             return
+        try:
+            self._fork(worker, sockets)
+        except OSError as error:
+            # No memory, no process, no descriptor left: the others go on.
+            self._could_not_start(worker, trouble(error))
+        finally:
+            self._listeners.close(sockets)
+
+    def _fork(self, worker: _Worker, sockets: "Sockets") -> None:
+        """Start a process for `worker`. Raises OSError: the system has none to give."""
         hear, say = os.pipe()
-        worker.pid = os.fork()
+        try:
+            worker.pid = os.fork()
+        except OSError:
+            os.close(hear)
+            os.close(say)
+            raise
         if worker.pid == 0:
             self._work(worker.number, sockets, say, hear)
         os.close(say)
         os.set_blocking(hear, False)
-        self._listeners.close(sockets)
-        worker.voice, worker.said, worker.started = hear, "", time.monotonic()
+        worker.voice, worker.said = hear, ""
         if self._reloaded:
             # It minds it once it listens.
             os.kill(worker.pid, signal.SIGHUP)
+
+    def _could_not_start(self, worker: _Worker, why: str) -> None:
+        self._put_off(worker)
+        log.error("worker.failed", worker=worker.number, error=why)
 
     def _work(self, number: int, sockets: "Sockets", say: int, hear: int) -> NoReturn:
         """Be a worker: nobody returns from here."""
@@ -276,7 +295,7 @@ class _Supervisor:
             said = os.read(worker.voice, 4096)
         except BlockingIOError:
             return
-        worker.said += said.removeprefix(_READY).decode()
+        worker.said += said.removeprefix(_READY).decode(errors="replace")
         if not said.startswith(_READY):
             return
         worker.ready = True
@@ -294,7 +313,10 @@ class _Supervisor:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == 0:
                 return
-            worker = next(worker for worker in self._workers if worker.pid == pid)
+            worker = next((worker for worker in self._workers if worker.pid == pid), None)
+            if worker is None:
+                # In a container we are the parent of whatever lost its own.
+                continue
             self._hear(worker)
             os.close(worker.voice)
             worker.pid, worker.voice, worker.ready = 0, -1, False

@@ -1,5 +1,8 @@
-"""The supervisor: what one that was killed leaves behind."""
+"""The supervisor: what it survives, and what one that was killed leaves behind."""
 
+import os
+import resource
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -57,3 +60,59 @@ def test_the_counters_of_a_killed_supervisor_end_with_the_next_and_no_others_do(
     assert again.child is not None
     assert again.child.returncode == 0
     assert set(folder.iterdir()) == {others}
+
+
+_WITH_A_CHILD = """
+import os, subprocess, sys
+subprocess.Popen(["sleep", "600"])
+os.execv(sys.executable, [sys.executable, "-m", "estserver", *sys.argv[1:]])
+"""
+
+
+def test_a_child_that_is_none_of_its_workers_ends_and_the_supervisor_goes_on(
+    served: list[Process],
+) -> None:
+    ours = replace(served[0], program=("-c", _WITH_A_CHILD))
+    ours.start()
+    ours.until_told("worker.ready", 2)
+    stranger, *workers = ours.workers
+    os.kill(stranger, signal.SIGTERM)
+    ours.until(lambda: ours.workers == workers)
+    os.kill(workers[0], signal.SIGKILL)
+    ours.until_told("worker.ready", 3)
+    ours.stop()
+    assert ours.child is not None
+    assert ours.child.returncode == 0
+
+
+@pytest.mark.parametrize("binds", [False, True], ids=["for the ports", "for its pipe"])
+def test_where_a_worker_cannot_be_started_the_others_go_on_and_it_is_tried_again(
+    served: list[Process], *, binds: bool
+) -> None:
+    ours, _ = served
+    ours.start()
+    ours.until_told("worker.ready", 2)
+    assert ours.child is not None
+    ports = sum(bool(listener.serves) for _, listener in ours.live.settings.listeners.each())
+    # One more comes of the pipe of the worker that ends.
+    before = _descriptors_left(ours.child.pid, ports if binds else 0)
+    first, second = ours.workers
+    os.kill(first, signal.SIGKILL)
+    ours.until(lambda: ours.told("worker.failed") >= 2)
+    assert "too many open files" in ours.log.read_text()
+    assert ours.workers == [second]
+    resource.prlimit(ours.child.pid, resource.RLIMIT_NOFILE, before)
+    ours.until_told("worker.ready", 3)
+    ours.stop()
+    assert ours.child.returncode == 0
+
+
+def _descriptors_left(pid: int, count: int) -> tuple[int, int]:
+    """Let a process open `count` files more and no others; return what limited it before."""
+    used = {int(entry.name) for entry in Path(f"/proc/{pid}/fd").iterdir()}
+    limit = 0
+    while count or limit in used:
+        count -= limit not in used
+        limit += 1
+    _, most = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    return resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, most))
