@@ -18,7 +18,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Any, NoReturn, TypeVar
 
-from estserver.errors import Unavailable
+from estserver.errors import Fault, Unavailable
 from estserver.steps import Apart, Read, Steps, Together, Write, alone, do
 from estserver.store import Store, Transaction
 
@@ -143,7 +143,7 @@ class Convoy:
             # Slowly forgotten: one who came alone may only have been the first of many.
             company = max(len(walks), company * 3 // 4)
             while walks:
-                walks = self._turn(walks)
+                walks = self._turned(walks)
         self._reader.close()
 
     def _arrived(self, company: int) -> list[_Walk | None]:
@@ -154,6 +154,17 @@ class Convoy:
                 walk.away = False
                 self._away -= 1
         return arrived
+
+    def _turned(self, walks: Sequence[_Walk]) -> list[_Walk]:
+        """Take walks a turn further; a mistake of ours ends them, and not the thread of all."""
+        try:
+            return self._turn(walks)
+        except Exception as error:  # noqa: BLE001 - told to everybody who waits
+            for walk in walks:
+                walk.error = Fault("a step went wrong that many took together")
+                walk.error.__cause__ = error
+            _tell(walks)
+            return []
 
     def _turn(self, walks: Sequence[_Walk]) -> list[_Walk]:
         """Take each walk past its next write, reading what it must before; return who goes on."""
@@ -173,7 +184,7 @@ class Convoy:
         writes: dict[Together[Any, Any], _Askers],
     ) -> None:
         """Take each walk to its next step, and note what it asks for."""
-        ended: dict[asyncio.AbstractEventLoop, list[_Walk]] = {}
+        ended: list[_Walk] = []
         for walk in walks:
             match walk.advance():
                 case Read(together, mine):
@@ -183,11 +194,8 @@ class Convoy:
                 case Apart(run):
                     self._go_apart(walk, run)
                 case None:
-                    ended.setdefault(walk.loop, []).append(walk)
-        for loop, arrived in ended.items():
-            # Without its loop nobody waits for an answer any more.
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(_settle, arrived)
+                    ended.append(walk)
+        _tell(ended)
 
     def _go_apart(self, walk: _Walk, run: Callable[[], Any]) -> None:
         def work() -> None:
@@ -199,7 +207,11 @@ class Convoy:
 
         walk.away = True
         self._away += 1
-        self._executor.submit(work)
+        try:
+            self._executor.submit(work)
+        except RuntimeError as error:  # the system has no thread to give
+            walk.error = error
+            self._arrivals.add(walk)
 
     def _do(
         self, units: Sequence[_Unit], run_all: Callable[[Sequence[_Run]], Sequence[_Tell]]
@@ -260,6 +272,17 @@ def _give_up(waiting: asyncio.Future[Any]) -> None:
     if not waiting.done():
         sentence = "this takes too long: ask again"
         waiting.set_exception(Unavailable(sentence, retry_after=timedelta(seconds=5)))
+
+
+def _tell(ended: Sequence[_Walk]) -> None:
+    """Tell those who wait for these walks, with one message to each loop."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[_Walk]] = {}
+    for walk in ended:
+        by_loop.setdefault(walk.loop, []).append(walk)
+    for loop, arrived in by_loop.items():
+        # Without its loop nobody waits for an answer any more.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(_settle, arrived)
 
 
 def _settle(arrived: Sequence[_Walk]) -> None:

@@ -63,7 +63,7 @@ def write(together: Together[A, T], mine: A) -> Steps[T]:
 
 
 def look(run: Callable[[Transaction], T]) -> Steps[T]:
-    """Ask for a read that nobody shares."""
+    """Ask for a read of one's own; others read on the same snapshot."""
     result: T = yield Read(alone, run)
     return result
 
@@ -81,7 +81,7 @@ def apart(run: Callable[[], T]) -> Steps[T]:
 
 
 def alone(tx: Transaction, runs: Sequence[Callable[[Transaction], T]]) -> list[T]:
-    """Do what each wants done; never given more than one unit of work."""
+    """Do what each wants done, in turn: one that raises undoes all, and each is tried by itself."""
     return [run(tx) for run in runs]
 
 

@@ -5,6 +5,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import NoReturn
 
 import pytest
 import sqlalchemy as sa
@@ -12,11 +13,11 @@ import sqlalchemy as sa
 from estserver.authentication import PINCredential
 from estserver.convoy import Convoy
 from estserver.csr import CSR
-from estserver.errors import AlreadyIssued, KeyNotAllowed, Refused, Unavailable
+from estserver.errors import AlreadyIssued, Fault, KeyNotAllowed, Refused, Unavailable
 from estserver.invitations import Handover
 from estserver.model import Issued, Pending, Via
 from estserver.ra import EnrollmentRequest
-from estserver.steps import Steps, apart, change, look, write
+from estserver.steps import Steps, apart, change, look, read, write
 from estserver.store import Transaction
 from estserver.store.tables import attempts, certificates
 from tests.live import new_key
@@ -201,6 +202,38 @@ def test_nobody_waits_for_ever(convoy: Convoy, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(Unavailable):
         asyncio.run(convoy.walk(apart(lambda: finished.wait(30))))
     finished.set()
+
+
+class _NoThreads(ThreadPoolExecutor):
+    """A system that has no thread left."""
+
+    def submit(self, *_: object, **__: object) -> NoReturn:
+        raise RuntimeError("can't start new thread")
+
+
+def test_a_step_that_answers_too_few_ends_its_walks_and_no_others(convoy: Convoy) -> None:
+    def too_few(_tx: Transaction, asked: Sequence[int]) -> list[int]:
+        return list(asked)[:-1]
+
+    async def main() -> list[int | BaseException]:
+        walks = [convoy.walk(read(too_few, number)) for number in range(3)]
+        ended = await asyncio.gather(*walks, return_exceptions=True)
+        return [*ended, await convoy.walk(look(lambda _tx: 7))]
+
+    *ended, afterwards = asyncio.run(main())
+    assert {type(one) for one in ended} == {Fault}
+    assert afterwards == 7
+
+
+def test_where_there_is_no_thread_for_what_takes_long_the_walk_is_told(parts: Parts) -> None:
+    async def main() -> int:
+        with pytest.raises(RuntimeError, match="new thread"):
+            await poor.walk(apart(lambda: 1))
+        return await poor.walk(look(lambda _tx: 7))
+
+    poor = Convoy(parts.store, _NoThreads())
+    assert asyncio.run(main()) == 7
+    poor.close()
 
 
 def test_a_closed_database_is_unavailable_for_all(parts: Parts, convoy: Convoy) -> None:
