@@ -2,7 +2,8 @@
 
 A unit of work is a function of a transaction. It touches nothing but the database, so it may run
 again; when `write` returns it happened durably, when `write` raises it did not happen (or, where
-the connection broke during COMMIT, `Unavailable` says that the caller must look).
+the connection broke during COMMIT or that took too long, `Unavailable` says that the caller must
+look).
 
 Units that wait at the same moment share one durable commit, each in a savepoint of its own: one
 fsync costs as much as thirty rows, and a refusal of one unit must not undo its neighbours.
@@ -36,7 +37,7 @@ from estserver.store.prepared import unless_there
 T = TypeVar("T")
 _GROUP = 256
 _LAST_SECONDS = 6
-"""Together below the 30 s that no request may hang (invariant I8); the last covers a busy wait."""
+"""With WAIT_SECONDS below the 30 s that no request may hang (invariant I8): for its own commit."""
 
 
 def to_unix(moment: datetime) -> int:
@@ -111,6 +112,13 @@ class _Unit:
     failed: BaseException | None = None
     result: Any = None
     topics: set[str] = field(default_factory=set)
+
+    def claim(self) -> bool:
+        """Tell whether somebody still waits for it; it cannot be withdrawn any more then."""
+        future = self.future
+        if future.cancelled():
+            return False
+        return future.running() or future.set_running_or_notify_cancel()
 
 
 class Store:
@@ -210,13 +218,11 @@ class Store:
                 if following is None:
                     break
                 group = group + following
-            self._write_group([u for u in group if u.future.set_running_or_notify_cancel()])
+            self._write_group(group)
             if following is None:
                 return
 
     def _write_group(self, group: list[_Unit]) -> None:
-        if not group:
-            return
         try:
             with database_errors():
                 try:
@@ -232,11 +238,14 @@ class Store:
             self._head = None
             self._count(group)
             for unit in group:
-                unit.future.set_exception(unit.failed or error)
+                if unit.claim():
+                    unit.future.set_exception(unit.failed or error)
             return
         self._head = head
         self._count(group)
         for unit in group:
+            if unit.future.cancelled():
+                continue
             if unit.failed is not None:
                 unit.future.set_exception(unit.failed)
             else:
@@ -255,7 +264,8 @@ class Store:
         with self._gate.passing(), self._writer.transaction() as connection:
             head = self._head or audit.open_chain(connection, self._next_writer())
             entries: list[Entry] = []
-            for unit in group:
+            # Not before it is our turn to write: until then units may be withdrawn.
+            for unit in filter(_Unit.claim, group):
                 transaction = Transaction(
                     connection, self._clock.now(), journals=self._journal is not None
                 )

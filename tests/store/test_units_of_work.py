@@ -160,15 +160,29 @@ def test_a_busy_database_is_unavailable_within_the_wait(
         # Those who have not begun by the time their own patience ends are withdrawn.
         monkeypatch.setattr(engine, "WAIT_SECONDS", 0.1)
         monkeypatch.setattr(engine, "_LAST_SECONDS", 0.1)
-        with pytest.raises(Unavailable):
-            sqlite_store.write(lambda tx: put(tx, "y"))
-        with pytest.raises(Unavailable):
-            sqlite_store.write(lambda tx: put(tx, "z"))
+        for key in "yz":
+            with pytest.raises(Unavailable):
+                sqlite_store.write(partial(put, key=key))
         blocker.execute("ROLLBACK")
     monkeypatch.undo()
     sqlite_store.write(lambda tx: put(tx, "after"))
-    # y had begun, so its caller had to look; z was withdrawn for good.
-    assert keys(sqlite_store) - {"y"} == {"after"}
+    # Withdrawn for good: y, which waited for the database, and z, which waited for y.
+    assert keys(sqlite_store) == {"after"}
+
+
+def test_what_waited_too_long_for_another_process_is_never_written(
+    sqlite_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "WAIT_SECONDS", 0.1)
+    monkeypatch.setattr(engine, "_LAST_SECONDS", 0.1)
+    database = sqlite_store.engine.url.database
+    with Path(f"{database}.lock").open("ab") as gate:
+        fcntl.flock(gate, fcntl.LOCK_EX)
+        with pytest.raises(Unavailable):
+            sqlite_store.write(lambda tx: put(tx, "late"))
+    monkeypatch.undo()
+    sqlite_store.write(lambda tx: put(tx, "after"))
+    assert keys(sqlite_store) == {"after"}
 
 
 def test_a_database_that_is_gone_is_unavailable_and_comes_back(
