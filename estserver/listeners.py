@@ -225,8 +225,14 @@ class _Connection(RequestHandler):
         self._socket: socket.socket | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin, unless this is a Unix socket and not the proxy is at its other end."""
+        """Begin, unless there are too many, or not the proxy is at the other end of its socket.
+
+        TLS calls this after the handshake: those that have none yet are not counted.
+        """
         super().connection_made(transport)
+        if self._manager is not None and len(self._manager.connections) > self._limits.connections:
+            self.force_close()
+            return
         if self._front is None and self.transport is not None:
             self._socket = transport.get_extra_info("socket")
             # "Paused" shall mean that the system takes no more. A proxy has limits of its own.
@@ -264,14 +270,15 @@ class _Connection(RequestHandler):
         """Cut the connection off unless the client has taken `least` bytes in all; look again."""
         if self._socket is None:
             return
-        taken = _acknowledged(self._socket)
-        if taken < least:
-            # The client may have gone by itself since the loop looked.
-            with contextlib.suppress(OSError):
-                self._socket.shutdown(socket.SHUT_RDWR)
-            return
         seconds = self._limits.stalled_seconds
-        self._stall = self._loop.call_later(seconds, self._watch, taken + seconds * _LEAST_RATE)
+        # The client may have gone by itself since the loop looked.
+        with contextlib.suppress(OSError):
+            taken = _acknowledged(self._socket)
+            if taken < least:
+                self._socket.shutdown(socket.SHUT_RDWR)
+                return
+            enough = taken + seconds * _LEAST_RATE
+            self._stall = self._loop.call_later(seconds, self._watch, enough)
 
     def handle_error(
         self,
@@ -314,10 +321,7 @@ async def listen(
     SSLProtocol.max_size = _TLS_READ_BYTES
 
     def connected() -> RequestHandler:
-        protocol = _Connection(server, loop=loop, front=front, limits=limits)
-        if len(server.connections) >= limits.connections:
-            loop.call_soon(protocol.force_close)
-        return protocol
+        return _Connection(server, loop=loop, front=front, limits=limits)
 
     servers = [
         await loop.create_server(

@@ -152,6 +152,24 @@ async def test_a_slow_link_gets_all_of_a_long_answer(tls: tuple[ssl.SSLContext, 
     assert answer.endswith(BODY)
 
 
+async def test_one_connection_too_many_is_closed_at_once_and_the_others_are_served(
+    tls: tuple[ssl.SSLContext, ...],
+) -> None:
+    ours, theirs = tls or (None, None)
+    async with serving(Limits(connections=2, header_seconds=600), ours) as (server, port):
+        kept = [await asyncio.open_connection("localhost", port, ssl=theirs) for _ in range(2)]
+        await until(lambda: len(server.connections) == 2)
+        reader, writer = await asyncio.open_connection("localhost", port, ssl=theirs)
+        async with asyncio.timeout(30):
+            assert await reader.read() == b""
+        writer.close()
+        for reader, writer in kept:
+            writer.write(REQUEST.format("small").encode())
+            assert (await reader.read()).endswith(b"small")
+            writer.close()
+        await until(lambda: not server.connections)
+
+
 async def test_a_connection_that_is_over_is_kept_nowhere() -> None:
     def left() -> list[object]:
         gc.collect()
