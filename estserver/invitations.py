@@ -185,9 +185,7 @@ class Invitations:
     def getting(self, number: str) -> Steps[Invitation]:
         """Return the steps of `get`."""
         found = yield from read(_by_number, number)
-        if found is None:
-            raise NotFound(f"there is no invitation {number}")
-        return found
+        return _known(found, number)
 
     def by_token(self, token: str) -> Invitation:
         """Find an invitation by its URL token. Raises NotFound. Changes nothing."""
@@ -223,19 +221,21 @@ class Invitations:
         """
         symbols = pin.normalize(typed.reveal())
         # The try is counted before the slow hash, so that parallel guesses cannot all slip by.
-        failed_before = self._store.write(lambda tx: self._begin_try(tx, invitation.number))
-        stored = self._store.read(lambda tx: registrations.pin_hash(tx, invitation.number))
+        number = invitation.number
+        failed_before, failures = self._store.write(lambda tx: self._begin_try(tx, number))
+        stored = self._store.read(lambda tx: registrations.pin_hash(tx, number))
         if self._hasher.matches(stored, symbols):
             self._store.write(
-                lambda tx: registrations.forgive_pin_failure(
-                    tx, invitation.number, failed_at=failed_before
-                )
+                lambda tx: registrations.forgive_pin_failure(tx, number, failed_at=failed_before)
             )
             return
+        if failures == GUESSED_AT or failures >= DEAD_AT:
+            self._store.write(lambda tx: self._tell_guessed(tx, number, failures))
         walk(self._throttle.count(source), self._store)
         raise BadCredentials("the PIN is wrong")
 
-    def _begin_try(self, tx: Transaction, number: str) -> datetime:
+    def _begin_try(self, tx: Transaction, number: str) -> tuple[datetime, int]:
+        """Count a try as wrong; return when the last one was, and how many there are now."""
         # Holds the row: guesses through several nodes wait for each other like all others.
         failed_at = registrations.pin_failed_at(tx, number)
         present = registrations.get(tx, number)
@@ -255,22 +255,21 @@ class Invitations:
                     f"too many wrong PINs: try again in {counted(wait.seconds, 'second')}",
                     retry_after=wait,
                 )
-        failures = registrations.count_pin_failure(tx, number, dead_at=DEAD_AT)
-        if failures == GUESSED_AT:
-            once = f"{present.number}-{present.pin_generation}"
+        return failed_at, registrations.count_pin_failure(tx, number)
+
+    def _tell_guessed(self, tx: Transaction, number: str, failures: int) -> None:
+        """Tell the administrator that somebody guesses; at a hundred the PIN dies of it."""
+        present = registrations.get(tx, number, hold=True)
+        if present is None or present.pin_failures < failures:
+            return  # there is a new PIN meanwhile
+        once = f"{number}-{present.pin_generation}"
+        if failures < DEAD_AT:
             values = {"failures": str(failures)}
             outbox.tell_administrator(tx, "pin-guessed", present, once, values)
-        elif failures == DEAD_AT:
-            self._tell_dead(tx, present)
-        return failed_at
-
-    def _tell_dead(self, tx: Transaction, invitation: Invitation) -> None:
-        tx.audit(
-            Event("pin.dead", "server", f"invitation {invitation.number}", {"failures": DEAD_AT}),
-            Origin("", "server"),
-        )
-        once = f"{invitation.number}-{invitation.pin_generation}"
-        outbox.tell_administrator(tx, "pin-dead", invitation, once, {})
+        elif registrations.kill_pin(tx, number):
+            died = Event("pin.dead", "server", f"invitation {number}", {"failures": failures})
+            tx.audit(died, Origin("", "server"))
+            outbox.tell_administrator(tx, "pin-dead", present, once, {})
 
     def redeeming(
         self, number: str, typed: Secret, *, source: str, counted: bool = True
@@ -346,17 +345,17 @@ class Invitations:
         """
         life = expires or timedelta(days=30)
         _require_sensible(life)
-        invitation = self.get(number)
-        if invitation.state is InvitationState.CANCELLED:
-            raise Conflict(f"invitation {number} is cancelled")
-        if not _takes_pin(invitation.doors):
-            raise Conflict(f"invitation {number} has no door that takes a PIN")
-        access = pin.generate(_pin_symbols(invitation.doors))
+        access = pin.generate(_pin_symbols(self.get(number).doors))
         hashed = self._hasher.hash(pin.normalize(access.reveal()))
-        until = self._clock.now() + life
 
         def unit(tx: Transaction) -> None:
-            registrations.set_pin(tx, number, hashed, expires_at=max(until, invitation.expires_at))
+            present = _held(tx, number)
+            if present.state is InvitationState.CANCELLED:
+                raise Conflict(f"invitation {number} is cancelled")
+            if not _takes_pin(present.doors):
+                raise Conflict(f"invitation {number} has no door that takes a PIN")
+            until = max(tx.now + life, present.expires_at)
+            registrations.set_pin(tx, number, hashed, expires_at=until)
             tx.audit(Event("pin.renewed", by, f"invitation {number}"), origin)
 
         self._store.write(unit)
@@ -368,18 +367,29 @@ class Invitations:
 
         Raises NotFound, Conflict: cancelled, held back, or without web door or address.
         """
-        invitation = self.get(number)
-        if invitation.state is not InvitationState.OPEN:
-            raise Conflict(f"invitation {number} is {invitation.state}")
-        if invitation.email is None or Door.WEB not in invitation.doors:
-            raise Conflict(f"invitation {number} has no mail address or no web door")
 
-        def unit(tx: Transaction) -> None:
-            _post_invitation(tx, invitation)
+        def unit(tx: Transaction) -> Invitation:
+            present = _held(tx, number)
+            if present.state is not InvitationState.OPEN:
+                raise Conflict(f"invitation {number} is {present.state}")
+            if present.email is None or Door.WEB not in present.doors:
+                raise Conflict(f"invitation {number} has no mail address or no web door")
+            _post_invitation(tx, present)
             tx.audit(Event("invitation.resent", by, f"invitation {number}"), origin)
+            return present
 
-        self._store.write(unit)
-        return invitation
+        return self._store.write(unit)
+
+
+def _held(tx: Transaction, number: str) -> Invitation:
+    """Return an invitation that nobody else changes until the commit. Raises NotFound."""
+    return _known(registrations.get(tx, number, hold=True), number)
+
+
+def _known(found: Invitation | None, number: str) -> Invitation:
+    if found is None:
+        raise NotFound(f"there is no invitation {number}")
+    return found
 
 
 def _by_number(tx: Transaction, numbers: Sequence[str]) -> list[Invitation | None]:

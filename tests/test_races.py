@@ -5,6 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from typing import TypeVar
 
 import pytest
@@ -14,6 +15,7 @@ from estserver.authentication import CertificateCredential
 from estserver.errors import (
     BadCredentials,
     CertificateRefused,
+    Conflict,
     KeyNotAllowed,
     RegistrationClosed,
     TooManyAttempts,
@@ -25,12 +27,13 @@ from estserver.model import (
     CertificateState,
     Door,
     Entitlement,
+    InvitationState,
     Issued,
     RevocationReason,
     Via,
 )
 from estserver.revoking import Revocation, revoke, revoke_selected
-from estserver.store import Transaction, certificates, revocations
+from estserver.store import Transaction, certificates, registrations, revocations
 from estserver.store.selection import Selection
 from tests.live import new_key
 from tests.parts import ORIGIN, SOURCE, Parts, csr_like, csr_of, with_rules
@@ -132,6 +135,31 @@ def test_guesses_through_two_nodes_wait_for_each_other(both: Parts) -> None:
             )
     finally:
         there.store.close()
+
+
+def test_what_is_being_cancelled_gets_no_new_pin_and_no_mail(both: Parts) -> None:
+    there = both.another()
+    try:
+        for ask in (_new_pin, _resend):
+            number = both.invite("person", email="hanako@example.org").invitation.number
+
+            def cancel(tx: Transaction, number: str = number) -> object:
+                return registrations.set_state(
+                    tx, number, before=None, to=InvitationState.CANCELLED
+                )
+
+            with pytest.raises(Conflict, match="cancelled"):
+                Overlap(both).run(cancel, partial(ask, there, number))
+    finally:
+        there.store.close()
+
+
+def _new_pin(parts: Parts, number: str) -> object:
+    return parts.invitations.new_pin(number, expires=None, by="test", origin=ORIGIN)
+
+
+def _resend(parts: Parts, number: str) -> object:
+    return parts.invitations.resend(number, by="test", origin=ORIGIN)
 
 
 def test_mass_revocation_goes_on_where_another_node_was_faster(both: Parts) -> None:

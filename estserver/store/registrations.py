@@ -285,16 +285,12 @@ def return_replacement(tx: Transaction, number: str) -> None:
     tx.change(sa.update(invitations).where(invitations.c.number == number).values(replaced=False))
 
 
-def count_pin_failure(tx: Transaction, number: str, *, dead_at: int) -> int:
-    """Count a wrong PIN behind the URL; at `dead_at` the PIN dies. Return the new count."""
+def count_pin_failure(tx: Transaction, number: str) -> int:
+    """Count a wrong PIN behind the URL; return the new count."""
     tx.change(
         sa.update(invitations)
         .where(invitations.c.number == number)
-        .values(
-            pin_failures=invitations.c.pin_failures + 1,
-            pin_failed_at=tx.at,
-            pin_dead=invitations.c.pin_failures + 1 >= dead_at,
-        )
+        .values(pin_failures=invitations.c.pin_failures + 1, pin_failed_at=tx.at)
     )
     count: int = tx.connection.execute(
         sa.select(invitations.c.pin_failures).where(invitations.c.number == number)
@@ -310,9 +306,14 @@ def forgive_pin_failure(tx: Transaction, number: str, *, failed_at: datetime) ->
         .values(
             pin_failures=invitations.c.pin_failures - 1,
             pin_failed_at=to_unix(failed_at),
-            pin_dead=False,
         )
     )
+
+
+def kill_pin(tx: Transaction, number: str) -> bool:
+    """Let a PIN die of guesses; False: it is dead already."""
+    alive = sa.and_(invitations.c.number == number, invitations.c.pin_dead.is_(False))
+    return tx.change(sa.update(invitations).where(alive).values(pin_dead=True)) == 1
 
 
 def pin_failed_at(tx: Transaction, number: str) -> datetime:

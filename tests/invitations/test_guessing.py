@@ -28,7 +28,7 @@ def wear_out(parts: Parts, handover: Handover, tries: int) -> None:
 
     def unit(tx: Transaction) -> None:
         for _ in range(tries):
-            registrations.count_pin_failure(tx, handover.invitation.number, dead_at=DEAD_AT)
+            registrations.count_pin_failure(tx, handover.invitation.number)
 
     parts.store.write(unit)
     parts.clock.advance(MAX_DELAY_SECONDS * SECOND)
@@ -90,6 +90,17 @@ def test_after_a_hundred_tries_the_pin_is_dead_and_a_new_one_revives(parts: Part
     assert try_pin(parts, fresh) is None
     assert try_pin(parts, handover) is BadCredentials
     assert (fresh.token and fresh.token.reveal()) == (handover.token and handover.token.reveal())
+
+
+@pytest.mark.row("A-3")
+def test_a_right_pin_after_ninety_nine_wrong_ones_kills_nothing(both: Parts) -> None:
+    handover = person(both)
+    wear_out(both, handover, DEAD_AT - 1)
+    assert try_pin(both, handover) is None
+    invitation = both.invitations.get(handover.invitation.number)
+    assert (invitation.pin_failures, invitation.pin_dead) == (DEAD_AT - 1, False)
+    query = sa.select(sa.func.count()).where(audit_events.c.event == "pin.dead")
+    assert both.store.read(lambda tx: tx.connection.execute(query).scalar_one()) == 0
 
 
 @pytest.mark.row("A-2", "EST-059")
@@ -159,7 +170,9 @@ def test_unknown_and_wrong_are_the_same(both: Parts) -> None:
     number = handover.invitation.number
     dead = person(both, doors=frozenset({Door.WEB, Door.EST}))
     assert dead.pin is not None
-    wear_out(both, dead, DEAD_AT)
+    wear_out(both, dead, DEAD_AT - 1)
+    assert try_pin(both, dead, wrong()) is BadCredentials
+    assert both.invitations.get(dead.invitation.number).pin_dead
     both.clock.advance(timedelta(hours=2))
     answers = {
         redeem(both, "1000000000", wrong(pin.LONG)),
