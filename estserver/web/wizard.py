@@ -4,6 +4,7 @@ GET and HEAD never change anything: mail scanners open every link. Each page fol
 store says about the registration, never from where the browser was before.
 """
 
+import asyncio
 from collections.abc import Coroutine, Sequence
 
 from aiohttp import web
@@ -39,6 +40,9 @@ from estserver.web.trust import TrustPages
 
 __all__ = ["RENDER", "WebProtocol"]
 
+_CONFIRMING = 4
+"""PINs that are hashed, or wait for it, at a time: a crowd must leave threads to others."""
+
 
 class WebProtocol:
     """Landing and trust pages, and the three steps of `/e/TOKEN`."""
@@ -55,6 +59,7 @@ class WebProtocol:
         )
         self._revocation = RevocationPages(self._site, services)
         self._steps = StepPages(self._site, self._sessions, self._trust.root_path)
+        self._confirming = asyncio.Semaphore(_CONFIRMING)
 
     def application(self) -> web.Application:
         """Return the routes of the web listener."""
@@ -96,12 +101,13 @@ class WebProtocol:
         form = await read_form(request, self._services.settings.limits)
         await self._services.run(require_redeemable, self._services, invitation)
         try:
-            await self._services.run(
-                self._services.invitations.confirm,
-                invitation,
-                Secret(form.text("pin")),
-                source=http.source(request),
-            )
+            async with self._confirming:
+                await self._services.run(
+                    self._services.invitations.confirm,
+                    invitation,
+                    Secret(form.text("pin")),
+                    source=http.source(request),
+                )
         except (BadCredentials, TooManyAttempts) as error:
             applicant = f"invitation {invitation.number}"
             http.note(request, outcome=error.code, applicant=applicant)

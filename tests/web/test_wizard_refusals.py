@@ -1,6 +1,8 @@
 """The wizard refuses in words, counts wrong PINs, and leaves its trail."""
 
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
@@ -261,3 +263,20 @@ def test_wrong_pins_are_audited_and_typing_mistakes_and_looking_are_not(shared: 
     for _ in range(3):
         assert visitor.get(link(handover)).status == 410
     assert len(refusals(shared, handover)) == 1
+
+
+def test_a_crowd_that_types_pins_keeps_nobody_else_waiting(shared: Live) -> None:
+    crowd = [shared.invite("person") for _ in range(40)]
+    somebody = shared.invite("person")
+    released = threading.Event()
+    # What hashes PINs is busy: as if those of hundreds came before.
+    shared.core.invitations._hasher._thread.submit(released.wait, 60)
+    with ThreadPoolExecutor(len(crowd)) as browsers:
+        try:
+            entering = [browsers.submit(signed_in, shared, one) for one in crowd]
+            for _ in range(len(crowd)):
+                assert Visitor(shared).get(link(somebody)).status == 200
+        finally:
+            released.set()
+        pages = [page for _, page in (one.result() for one in entering)]
+    assert {page.step for page in pages} == {"[STEP2] Issue the certificate"}
