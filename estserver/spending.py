@@ -42,17 +42,21 @@ def spend(tx: Transaction, authorities: Sequence[Authority]) -> list[Refused | N
     units = Counter(a.number for a in authorities if isinstance(a, InvitationUnit))
     taken = registrations.spend_units(tx, units)
     orders = iter(_spend_orders(tx, [a for a in authorities if isinstance(a, ACMEOrder)]))
-    return [
-        next(orders)
-        if isinstance(authority, ACMEOrder)
-        else None
-        if isinstance(authority, InvitationUnit) and authority.number in taken
-        else _spend(tx, authority)
-        for authority in authorities
-    ]
+    outcomes: list[Refused | None] = []
+    for authority in authorities:
+        match authority:
+            case ACMEOrder():
+                outcomes.append(next(orders))
+            case InvitationUnit(number) if number in taken:
+                outcomes.append(None)
+            case _:
+                outcomes.append(_spend(tx, authority))
+    return outcomes
 
 
-def _spend(tx: Transaction, authority: Authority) -> Refused | None:
+def _spend(
+    tx: Transaction, authority: InvitationUnit | Replacement | Renewal | Internal
+) -> Refused | None:
     match authority:
         case InvitationUnit(number):
             # There were too few for all who asked: one by one, as long as there are any.
@@ -68,7 +72,7 @@ def _spend(tx: Transaction, authority: Authority) -> Refused | None:
             _require_standing(tx, replaces)
         case Renewal():
             _spend_renewal(tx, authority)
-        case ACMEOrder() | Internal():
+        case Internal():
             pass
     return None
 

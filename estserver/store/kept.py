@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import sqlalchemy as sa
 
 _IDLE_SECONDS = 1.0
-"""Afterwards it goes back to the pool, which looks whether the database is still there."""
+"""After a longer rest it passes through the pool, which looks whether the database is there."""
 
 
 class Kept:

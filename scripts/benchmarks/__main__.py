@@ -178,7 +178,9 @@ def main() -> None:
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(report, indent=2) + "\n")
     _show(report, with_table=arguments.against is None)
-    sys.exit(1 if report["broken"] else 0)
+    # Another server may refuse what it likes.
+    ours_failed = arguments.against is None and report["failures"]
+    sys.exit(1 if report["broken"] or ours_failed else 0)
 
 
 if __name__ == "__main__":

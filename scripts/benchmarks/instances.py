@@ -71,9 +71,9 @@ class Instance:
         return Target(port, root=self.root, tls=listener != "status", holders=holders)
 
     @contextmanager
-    def core(self, *, with_keys: bool = False) -> Iterator[Core]:
+    def core(self) -> Iterator[Core]:
         """Open the core beside the server, as commands do."""
-        core = open_core(self.settings, SystemClock(), with_keys=with_keys)
+        core = open_core(self.settings, SystemClock(), with_keys=False)
         try:
             yield core
         finally:
@@ -206,17 +206,17 @@ class Checker:
         self._serials: set[tuple[bytes, int]] = set()
         self.checked = 0
 
-    def check(self, csr: bytes, body: bytes, *, fresh: bool = True) -> x509.Certificate:
+    def check(self, csr: bytes, body: bytes) -> x509.Certificate:
         """Return the certificate for the key of `csr` (base64).
 
-        Raises RuntimeError: there is none, or, if it must be fresh, its serial was seen before.
+        Raises RuntimeError: there is none, or its serial was seen before.
         """
         key = x509.load_der_x509_csr(base64.b64decode(csr)).public_key()
         found = [one for one in certificates_in(body) if one.public_key() == key]
         if not found:
             raise RuntimeError("a certificate came back for another key")
         identity = (found[0].issuer.public_bytes(), found[0].serial_number)
-        if fresh and identity in self._serials:
+        if identity in self._serials:
             raise RuntimeError(f"serial {identity[1]:x} came back twice")
         self._serials.add(identity)
         self.checked += 1
