@@ -5,6 +5,8 @@ import sqlite3
 import sqlalchemy as sa
 from sqlalchemy import event as sa_event
 
+from estserver.errors import ConfigurationError
+
 _BUSY_SECONDS = 5
 WAIT_SECONDS = 20
 """How long a unit of work or a statement may take."""
@@ -29,20 +31,30 @@ _POSTGRESQL_OPTIONS = f"-c lock_timeout={_BUSY_SECONDS}s -c statement_timeout={W
 
 
 def open_engine(url: str) -> sa.Engine:
-    """Return the engine of a database; its transactions write if `estserver_write` is set."""
+    """Return the engine of a database; its transactions write if `estserver_write` is set.
+
+    Raises ConfigurationError: the driver for such a database is not installed.
+    """
     if not url.startswith("sqlite"):
         where = sa.make_url(url)
         # What the operator's URL says wins over our limits.
         limits = {key: n for key, n in _POSTGRESQL_LIMITS.items() if key not in where.query}
         options = f"{_POSTGRESQL_OPTIONS} {where.query.get('options', '')}"
-        return sa.create_engine(
-            where,
-            pool_pre_ping=True,
-            pool_size=16,
-            max_overflow=16,
-            pool_timeout=_BUSY_SECONDS,
-            connect_args={**limits, "options": options},
-        )
+        try:
+            return sa.create_engine(
+                where,
+                pool_pre_ping=True,
+                pool_size=16,
+                max_overflow=16,
+                pool_timeout=_BUSY_SECONDS,
+                connect_args={**limits, "options": options},
+            )
+        except ImportError as error:
+            # psycopg, or the libpq that it needs.
+            raise ConfigurationError(
+                f"database.url begins with {where.drivername}, whose driver is not installed: "
+                "pip install 'estserver[postgres]', and begin it with postgresql+psycopg://"
+            ) from error
     engine = sa.create_engine(
         url,
         connect_args={"timeout": _BUSY_SECONDS, "check_same_thread": False},
