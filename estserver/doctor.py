@@ -23,15 +23,14 @@ from estserver.config import Settings
 from estserver.core import Core, open_core, require_database_file
 from estserver.duties import NODE
 from estserver.errors import Error
-from estserver.model import (
-    Clock,
-)
+from estserver.model import Clock
 from estserver.names import parse_general_name
 from estserver.own_certificates import own_file, responder_purpose
 from estserver.settings import Listener
 from estserver.specimens import pkix_linter, specimen
 from estserver.status import RED
 from estserver.store import Store, health, leases, require_current
+from estserver.unix_sockets import obstacles
 from estserver.wording import counted, trouble
 
 _EXPIRY_WARNING = timedelta(days=90)
@@ -131,11 +130,11 @@ def _listener_names(settings: Settings, clock: Clock) -> Iterator[Finding]:
         check = f"listener {name}"
         if url.scheme == "http" and name in {"web", "devices"}:
             yield Finding(check, Verdict.BAD, f"{listener.url} is not https")
+        elif listener.socket is not None:
+            socket = settings.path(listener.socket)
+            yield from _guarded(check, _behind_a_front(settings, listener, socket, check))
         elif url.scheme == "http":
             yield Finding(check, Verdict.OK, listener.url)
-        elif listener.socket is not None:
-            detail = f"{listener.url} is the front's, which comes by {listener.socket}"
-            yield Finding(check, Verdict.OK, detail)
         elif listener.certificate is not None:
             yield _given_certificate(settings, listener, url.hostname or "", check, clock.now())
         elif _host(url.hostname or "") not in {_host(host) for host in settings.hosts}:
@@ -147,6 +146,26 @@ def _listener_names(settings: Settings, clock: Clock) -> Iterator[Finding]:
             )
         else:
             yield Finding(check, Verdict.OK, f"{listener.url} is named in the TLS certificate")
+
+
+def _behind_a_front(
+    settings: Settings, listener: Listener, socket: Path, check: str
+) -> Iterator[Finding]:
+    """Look whether `serve` can make the socket and the front open it."""
+    # Nobody else than who serves may read the secrets.
+    owner = settings.path(settings.secrets.master).stat().st_uid
+    users = listener.front_users
+    users = listener.front_users
+    found = list(obstacles(socket, listener.socket_group, owner=owner, front_users=users))
+    # systemd makes a folder there when the service starts.
+    only_stopped = socket.resolve().is_relative_to("/run") and not socket.parent.exists()
+    if not found:
+        detail = f"{listener.url} is the front's, which comes by {socket}"
+        yield Finding(check, Verdict.OK, detail)
+    elif only_stopped and len(found) == 1:
+        yield Finding(check, Verdict.WARNING, found[0])
+    else:
+        yield Finding(check, Verdict.BAD, "; ".join(found))
 
 
 def _given_certificate(

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import errno
-import grp
 import os
 import socket
 import ssl
@@ -28,6 +27,7 @@ from estserver.front import FRONT, Front, peer_user, user_ids
 from estserver.model import Secret
 from estserver.protocols import EnrollmentProtocol
 from estserver.settings import Limits, Listener, Listeners
+from estserver.unix_sockets import unix_socket
 from estserver.wording import trouble
 
 log = structlog.get_logger("estserver.listeners")
@@ -358,15 +358,17 @@ def bind(listeners: Listeners, directory: Path, *, beside: Sockets | None = None
                 taken[name].append(unix_socket(directory / listener.socket, listener.socket_group))
         except OSError as error:
             close(taken)
-            path = listener.socket and directory / listener.socket
-            where = path or f"{listener.bind} port {listener.port}"
-            advice = _ADVICE.get(error.errno or 0, "").format(name=name)
+            if listener.socket is None:
+                where = f"{listener.bind} port {listener.port}"
+                advice = _ADVICE.get(error.errno or 0, "").format(name=name)
+            else:
+                where, advice = str(directory / listener.socket), ""
             raise ConfigurationError(
                 f"listeners.{name}: cannot listen on {where}: {trouble(error)}{advice}"
             ) from error
-        except ConfigurationError:
+        except ConfigurationError as error:
             close(taken)
-            raise
+            raise ConfigurationError(f"listeners.{name}: {error.detail}") from error
     return taken
 
 
@@ -394,51 +396,6 @@ def _tcp_socket(family: socket.AddressFamily, address: Any, *, shared: bool) -> 
             # IPv4 has a socket of its own.
             taken.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         taken.bind(address)
-    except BaseException:
-        taken.close()
-        raise
-    return taken
-
-
-def unix_socket(path: Path, group: str | None) -> socket.socket:
-    """Bind a Unix socket that its owner alone may open, or its owner and `group`.
-
-    What a dead server left at `path` is taken away; a living server's is not.
-    Raises ConfigurationError: another server listens there, something else lies there, there is no
-    such group, or it is not ours to give. Raises OSError.
-    """
-    if path.exists() and not path.is_socket():
-        # To connect to a file is refused like to a dead socket.
-        raise ConfigurationError(f"{path}: is there and is no socket: choose another path")
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(str(path))
-        except FileNotFoundError:
-            pass
-        except ConnectionRefusedError:
-            path.unlink()
-        else:
-            raise ConfigurationError(f"{path}: another server listens there")
-    taken = socket.socket(socket.AF_UNIX)
-    # Whether accept() waits is one flag for all workers that share this socket, and a copy sets it
-    # as it stands here: where it said "wait", starting one worker froze the loops of the others.
-    taken.setblocking(False)
-    try:
-        # Nobody may slip in between bind and chmod: the mode is that of the umask at bind.
-        before = os.umask(0o177)
-        try:
-            taken.bind(str(path))
-        finally:
-            os.umask(before)
-        if group is not None:
-            os.chown(path, -1, grp.getgrnam(group).gr_gid)
-            path.chmod(0o660)
-    except KeyError as error:
-        taken.close()
-        raise ConfigurationError(f"socket_group: there is no group {group}") from error
-    except PermissionError as error:
-        taken.close()
-        raise ConfigurationError(f"{path}: cannot be made, or given to {group}") from error
     except BaseException:
         taken.close()
         raise

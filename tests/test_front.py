@@ -24,7 +24,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from estserver import config
 from estserver.errors import ConfigurationError
 from estserver.front import Front, user_ids
-from estserver.listeners import bind, close, unix_socket
+from estserver.listeners import bind, close
 from estserver.store.tables import audit_events
 from tests.live import Holder, Live, Workshop, basic, make_csr, new_key
 
@@ -261,16 +261,6 @@ def test_a_connection_of_another_user_is_closed_unheard(template: Path, tmp_path
     assert other.stdout.strip() in {"", "0"}, other
 
 
-def test_a_living_servers_socket_is_not_taken_and_a_dead_ones_is(tmp_path: Path) -> None:
-    path = tmp_path / "devices.sock"
-    living = unix_socket(path, None)
-    living.listen()
-    with pytest.raises(ConfigurationError, match="another server listens"):
-        unix_socket(path, None)
-    living.close()
-    unix_socket(path, None).close()
-
-
 def test_a_worker_that_starts_does_not_let_the_others_wait_in_accept(
     template: Path, tmp_path: Path
 ) -> None:
@@ -289,16 +279,6 @@ def test_a_worker_that_starts_does_not_let_the_others_wait_in_accept(
     assert not waits
 
 
-def test_what_is_no_socket_is_not_removed_for_one(tmp_path: Path) -> None:
-    path = tmp_path / "issuing.key"
-    path.write_text("a key", encoding="utf-8")
-    with pytest.raises(ConfigurationError, match="is there and is no socket"):
-        unix_socket(path, None)
-    assert path.read_text(encoding="utf-8") == "a key"
-
-
-def test_users_and_groups_that_are_not_there_are_named(tmp_path: Path) -> None:
+def test_users_that_are_not_there_are_named() -> None:
     with pytest.raises(ConfigurationError, match=r"front_users.*no-such-user"):
         user_ids(("no-such-user",))
-    with pytest.raises(ConfigurationError, match="no group no-such-group"):
-        unix_socket(tmp_path / "x.sock", "no-such-group")

@@ -27,7 +27,7 @@ ROOMS = (
     ("ra", "status"),
     ("own_certificates",),
     ("core", "duties", "anchor"),
-    ("front",),
+    ("front", "unix_sockets"),
     ("http",),
     ("protocols", "web", "management"),
     ("logs", "listeners", "systemd", "specimens", "allocator"),

@@ -1,8 +1,10 @@
 """doctor and verify name what is ill, and nothing else."""
 
+import grp
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -72,6 +74,61 @@ def test_doctor_reads_the_names_of_a_certificate_that_was_brought(
     verdicts = _verdicts(shell, status=1)
     assert verdicts["listener web"][0] == "ok"
     assert "does not name elsewhere.example.org" in verdicts["listener devices"][1]
+
+
+def _bring_a_front(shell: Shell, socket: Path, group: str, user: str) -> None:
+    edit(
+        shell,
+        "[listeners.web]",
+        f'[listeners.web]\nsocket = "{socket}"\nsocket_group = "{group}"\nfront_users = ["{user}"]',
+    )
+
+
+@pytest.mark.parametrize(
+    ("group", "user", "said"),
+    [
+        ("no-such-group", "root", "there is no group no-such-group"),
+        ("root", "no-such-user", "there is no user no-such-user"),
+        ("root", "nobody", "nobody may not enter"),
+    ],
+)
+def test_doctor_sees_that_a_front_cannot_come_to_its_socket(
+    shell: Shell, group: str, user: str, said: str
+) -> None:
+    _bring_a_front(shell, Path("run/web.sock"), group, user)
+    shell.directory.chmod(0o700)
+    assert "make the folder" in _verdicts(shell, status=1)["listener web"][1]
+    (shell.directory / "run").mkdir()
+    verdict, detail = _verdicts(shell, status=1)["listener web"]
+    assert verdict == "bad"
+    assert said in detail
+    assert _verdicts(shell, status=1)["listener devices"][0] == "ok"
+
+
+def test_doctor_expects_no_folder_of_systemds_while_the_service_is_stopped(shell: Shell) -> None:
+    group = grp.getgrgid(os.getegid()).gr_name
+    _bring_a_front(shell, Path("/run/estserver-of-no-unit/web.sock"), group, "root")
+    verdict, detail = _verdicts(shell)["listener web"]
+    assert verdict == "warning"
+    assert "RuntimeDirectory=" in detail
+    edit(shell, "[listeners.devices]", '[listeners.devices]\nsocket = "devices.sock"')
+    verdict, detail = _verdicts(shell)["listener devices"]
+    assert verdict == "ok"
+    assert f"which comes by {shell.directory}/devices.sock" in detail
+
+
+def test_without_the_driver_of_postgresql_its_name_is_told_and_doctor_goes_on(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ESTSERVER_DATABASE__URL", "postgresql+psycopg://pki@127.0.0.1/pki")
+    # How Python is told that a module is not there.
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    for command in ("migrate", "serve"):
+        assert "pip install 'estserver[postgres]'" in shell.refused(command)
+    verdicts = _verdicts(shell, status=1)
+    assert verdicts["database"][0] == "bad"
+    assert "whose driver is not installed" in verdicts["database"][1]
+    assert verdicts["disk"][0] == "ok"
 
 
 def _loosen_a_key(shell: Shell) -> None:
