@@ -67,6 +67,22 @@ def test_the_example_of_two_nodes_is_a_configuration() -> None:
     settings = config.load(REFERENCE.with_name("two-nodes.toml"))
     assert settings.database_file is None
     assert settings.database_url.startswith("postgresql+psycopg://")
+    # A failover goes by the journals, each on a disk of its own.
+    assert settings.journal.path == Path("/srv/estserver-journal")
+    assert settings.path(settings.audit.anchor).is_relative_to("/srv/estserver-journal")
+
+
+def test_unit_fronts_and_nodes_name_the_same_folders() -> None:
+    unit = REFERENCE.with_name("estserver.service").read_text(encoding="utf-8")
+    assert "\nRuntimeDirectory=estserver\n" in unit
+    assert "\nReadWritePaths=-/srv/estserver-journal\n" in unit
+    assert "\nStateDirectory=estserver\n" in unit
+    for example in ("haproxy.cfg", "nginx.conf"):
+        text = REFERENCE.with_name(example).read_text(encoding="utf-8")
+        told = set(re.findall(r'^#   socket = "(.+)"$', text, re.MULTILINE))
+        assert told == {"/run/estserver/web.sock", "/run/estserver/devices.sock"}
+        assert told == set(re.findall(r"(?:@|unix:)(/[\w/]+\.sock)", text))
+        assert "/var/lib/estserver/ca" in text
 
 
 def test_only_settings_without_a_default_are_commented_out() -> None:

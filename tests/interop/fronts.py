@@ -73,7 +73,7 @@ class Front:
             "listen 8443": f"listen 127.0.0.1:{self.live.port('web')}",
             "listen 9443": f"listen 127.0.0.1:{self.live.port('devices')}",
             "/etc/estserver": str(self.folder),
-            "/var/lib/estserver/run": str(self.folder),
+            "/run/estserver": str(self.folder),
             "/run/nginx.pid": str(self.folder / "nginx.pid"),
         }.items():
             text = text.replace(old, new)

@@ -213,3 +213,17 @@ def test_only_its_owner_and_its_group_may_open_the_socket(fronted: tuple[Live, F
     group = live.settings.listeners.devices.socket_group
     mode = stat.S_IMODE((front.folder / "devices.sock").stat().st_mode)
     assert mode == (0o600 if group is None else 0o660)
+
+
+def test_while_the_server_is_away_clients_hear_when_to_come_again(live: Live) -> None:
+    live.stop()
+    try:
+        for listener in ("devices", "web"):
+            answer = live.request("GET", f"{EST}/cacerts", listener=listener)
+            assert answer.status == 503
+            assert answer.headers["Retry-After"] == "10"
+            assert answer.headers["Content-Type"].startswith("text/plain")
+            assert answer.body == b"the server cannot answer now: try again in 10 seconds\n"
+    finally:
+        live.start()
+    assert live.request("GET", f"{EST}/cacerts").status == 200
