@@ -183,6 +183,6 @@ def _not_to_write(path: Path, user: int) -> str:
 def _not_to_give(path: Path, group: str | None, user: int) -> str:
     who = _name(user)
     return (
-        f"{path}: cannot be given to the group {group}, which {who} is not in: add it with "
+        f"{path}: cannot be given to the group {group}, which {who} is not in: "
         f"usermod -aG {group} {who}, or with systemd SupplementaryGroups={group}"
     )
