@@ -47,9 +47,11 @@ def test_the_commands_of_the_readme_do_what_it_says(live: Live, tmp_path: Path) 
     door = json.loads(made.stdout)["est"]
     script = script.replace(invite[0], "")
     script = re.sub(r"export PIN=\S+", f"export PIN={door['username']}:{door['password']}", script)
+    clone = tmp_path / "clone"
+    clone.mkdir()
     done = subprocess.run(
         ["bash", "-e", "-o", "pipefail", "-c", script],
-        cwd=tmp_path,
+        cwd=clone,
         capture_output=True,
         text=True,
         timeout=100,
@@ -59,8 +61,11 @@ def test_the_commands_of_the_readme_do_what_it_says(live: Live, tmp_path: Path) 
     assert "device.crt: OK" in done.stdout
     assert "device.crt: revoked" in done.stdout
     assert "CN=printer-17" in done.stdout
-    new = (tmp_path / "new.crt").read_text(encoding="ascii")
-    assert new != (tmp_path / "device.crt").read_text(encoding="ascii")
-    assert (tmp_path / "var/backup/manifest.json").stat().st_size > 0
+    files = clone / "var/printer-17"
+    new = (files / "new.crt").read_text(encoding="ascii")
+    assert new != (files / "device.crt").read_text(encoding="ascii")
+    # Keys beside the sources would be one commit away from everybody; git ignores var.
+    assert [path.name for path in clone.iterdir()] == ["var"]
+    assert (clone / "var/backup/manifest.json").stat().st_size > 0
     # By how fast this machine is, the CRL of the revocation came before the backup or after it.
     assert "Nothing is missing." in done.stdout or "All of it was put back" in done.stdout
