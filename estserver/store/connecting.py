@@ -22,6 +22,8 @@ _READERS_KIB, _WRITERS_KIB = 512, 2048
 most of 2 MB for a group of 64."""
 _KEPT, _CROWD = 4, 48
 """Connections to SQLite: between requests, and at most."""
+_POSTGRESQL = ("postgresql+psycopg", "postgresql")
+_WANTED = "database.url: must be sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME"
 _POSTGRESQL_LIMITS = {
     "connect_timeout": _BUSY_SECONDS,
     # A server that is gone without a word is noticed before the callers give up, milliseconds.
@@ -33,28 +35,10 @@ _POSTGRESQL_OPTIONS = f"-c lock_timeout={_BUSY_SECONDS}s -c statement_timeout={W
 def open_engine(url: str) -> sa.Engine:
     """Return the engine of a database; its transactions write if `estserver_write` is set.
 
-    Raises ConfigurationError: the driver for such a database is not installed.
+    Raises ConfigurationError: there is no such database, or its driver is not installed.
     """
     if not url.startswith("sqlite"):
-        where = sa.make_url(url)
-        # What the operator's URL says wins over our limits.
-        limits = {key: n for key, n in _POSTGRESQL_LIMITS.items() if key not in where.query}
-        options = f"{_POSTGRESQL_OPTIONS} {where.query.get('options', '')}"
-        try:
-            return sa.create_engine(
-                where,
-                pool_pre_ping=True,
-                pool_size=16,
-                max_overflow=16,
-                pool_timeout=_BUSY_SECONDS,
-                connect_args={**limits, "options": options},
-            )
-        except ImportError as error:
-            # psycopg, or the libpq that it needs.
-            raise ConfigurationError(
-                f"database.url begins with {where.drivername}, whose driver is not installed: "
-                "pip install 'estserver[postgres]', and begin it with postgresql+psycopg://"
-            ) from error
+        return _open_postgresql(url)
     engine = sa.create_engine(
         url,
         connect_args={"timeout": _BUSY_SECONDS, "check_same_thread": False},
@@ -94,3 +78,30 @@ def open_engine(url: str) -> sa.Engine:
         connection.execute("PRAGMA shrink_memory")
 
     return engine
+
+
+def _open_postgresql(url: str) -> sa.Engine:
+    try:
+        where = sa.make_url(url)
+    except (sa.exc.ArgumentError, ValueError) as error:
+        raise ConfigurationError(_WANTED) from error
+    if where.drivername not in _POSTGRESQL:
+        raise ConfigurationError(_WANTED)
+    # What the operator's URL says wins over our limits.
+    limits = {key: n for key, n in _POSTGRESQL_LIMITS.items() if key not in where.query}
+    options = f"{_POSTGRESQL_OPTIONS} {where.query.get('options', '')}"
+    try:
+        return sa.create_engine(
+            where,
+            pool_pre_ping=True,
+            pool_size=16,
+            max_overflow=16,
+            pool_timeout=_BUSY_SECONDS,
+            connect_args={**limits, "options": options},
+        )
+    except ImportError as error:
+        # psycopg, or the libpq that it needs.
+        raise ConfigurationError(
+            "database.url is PostgreSQL, whose driver is not installed: "
+            "pip install 'estserver[postgres]'"
+        ) from error

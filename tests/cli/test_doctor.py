@@ -131,6 +131,19 @@ def test_without_the_driver_of_postgresql_its_name_is_told_and_doctor_goes_on(
     assert verdicts["disk"][0] == "ok"
 
 
+@pytest.mark.parametrize(
+    "url",
+    ["postgres://pki:CANARY@db/pki", "mysql://pki:CANARY@db/pki", "CANARY", "postgresql://:CANARY"],
+)
+def test_a_url_of_no_database_of_ours_is_told_without_its_password(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.setenv("ESTSERVER_DATABASE__URL", url)
+    said = shell.refused("migrate")
+    assert "must be sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME" in said
+    assert "CANARY" not in said
+
+
 def _loosen_a_key(shell: Shell) -> None:
     (shell.directory / "ca/issuing.key").chmod(0o644)
 
