@@ -155,7 +155,6 @@ def _behind_a_front(
     # Nobody else than who serves may read the secrets.
     owner = settings.path(settings.secrets.master).stat().st_uid
     users = listener.front_users
-    users = listener.front_users
     found = list(obstacles(socket, listener.socket_group, owner=owner, front_users=users))
     # systemd makes a folder there when the service starts.
     only_stopped = socket.resolve().is_relative_to("/run") and not socket.parent.exists()

@@ -132,6 +132,8 @@ class _Account:
         # `serve` may have groups that only systemd knows of: then it has done so already.
         if path.is_socket() and path.stat().st_gid == group:
             return True
+        if not path.parent.is_dir():
+            return False
         folder = path.parent.stat()
         return bool(folder.st_mode & stat.S_ISGID) and folder.st_gid == group
 

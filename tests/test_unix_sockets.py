@@ -155,6 +155,8 @@ def test_a_group_is_ours_to_give_by_membership_by_its_folder_or_where_it_has_it(
         os.chown(path, daemon.pw_uid, NOBODY.pw_gid)
         assert _found(path, NOGROUP, "nobody", owner=daemon.pw_uid) == []
     path.unlink()
+    _, said = _found(folder / "missing/web.sock", NOGROUP, "nobody", owner=daemon.pw_uid)
+    assert "cannot be given" in said
     os.chown(folder, -1, NOBODY.pw_gid)
     folder.chmod(0o2755)
     assert _found(path, NOGROUP, "nobody", owner=daemon.pw_uid) == []
