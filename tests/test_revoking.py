@@ -9,7 +9,10 @@ from threading import Thread
 
 import pytest
 from click.testing import CliRunner, Result
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509 import ocsp
 
 from estserver.cli import main
 from estserver.errors import BadInput
@@ -192,6 +195,36 @@ def test_one_revocation_is_told_as_done_once_ocsp_says_so(
     assert "is revoked (unspecified). OCSP says so." in done.stdout, done.output
 
 
+def said_by_ocsp(
+    live: Live, holder: Holder, algorithm: hashes.HashAlgorithm
+) -> ocsp.OCSPCertStatus:
+    builder = ocsp.OCSPRequestBuilder().add_certificate(
+        holder.certificate, live.core.chains["issuing"][0], algorithm
+    )
+    answer = live.request(
+        "POST",
+        "/ocsp",
+        listener="status",
+        body=builder.build().public_bytes(Encoding.DER),
+        headers={"Content-Type": "application/ocsp-request"},
+    )
+    return ocsp.load_der_ocsp_response(answer.body).certificate_status
+
+
+def test_ocsp_says_so_to_every_client_once_the_command_says_that_it_does(
+    live: Live, fleet: dict[str, Holder]
+) -> None:
+    algorithms = (hashes.SHA256(), hashes.SHA1())
+    # From now on these answers are at hand.
+    for algorithm in algorithms:
+        assert said_by_ocsp(live, fleet["www"], algorithm) is ocsp.OCSPCertStatus.GOOD
+    number = f"{serial(fleet['www']):x}"
+    done = run(live, "certificates", "revoke", number, "--reason", "unspecified")
+    assert "OCSP says so." in done.stdout, done.output
+    for algorithm in algorithms:
+        assert said_by_ocsp(live, fleet["www"], algorithm) is ocsp.OCSPCertStatus.REVOKED
+
+
 def test_what_is_done_is_told_even_where_somebody_else_answers_for_ocsp(
     template: Path, tmp_path: Path
 ) -> None:
@@ -211,14 +244,17 @@ def test_what_is_done_is_told_even_where_somebody_else_answers_for_ocsp(
         done = run(live, "certificates", "revoke", number, "--reason", "unspecified")
     assert done.exit_code == 0, done.output
     assert f"Certificate {number} is revoked" in done.stdout
+    assert "did not answer this machine: what came is no OCSP answer" in done.stdout
 
 
-def test_without_a_server_it_says_that_nobody_answers_yet(template: Path, tmp_path: Path) -> None:
+def test_without_a_server_it_says_which_url_did_not_answer(template: Path, tmp_path: Path) -> None:
     live = Workshop(template).make(tmp_path / "instance", start=False)
     live.start()
     number = f"{serial(live.enroll(live.invite('server'))):x}"
     live.stop()
     done = run(live, "certificates", "revoke", number, "--reason", "unspecified")
     assert done.exit_code == 0
-    assert "The server does not answer now" in done.stdout
+    told = f"{live.url('status')}/ocsp (listeners.status.url) did not answer this machine: "
+    assert f"{told}connection refused. So nobody has looked" in done.stdout
+    assert "says so within 4 seconds" in done.stdout
     assert '"state": "revoked"' in run(live, "certificates", "show", number, "--json").stdout

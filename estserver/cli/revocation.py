@@ -6,27 +6,30 @@ from datetime import datetime
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Literal
+from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 import click
-from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
 
+from estserver.ca.ocsp import issuer_hashes
 from estserver.cli.listing import find_certificate
 from estserver.cli.operator import DATE, SERIAL, AnyCase, Operator, Serial, confirm
 from estserver.cli.output import hint
 from estserver.core import Core
 from estserver.errors import BadInput
-from estserver.model import CertificateRecord, KeyType, RevocationReason
+from estserver.model import CertificateRecord, CertificateState, KeyType, RevocationReason
 from estserver.revoking import Revocation, require_holds, revoke_selected
+from estserver.status import FRESH_SECONDS
 from estserver.store.selection import Selection, count, is_used, select
-from estserver.wording import counted
+from estserver.wording import counted, trouble
 
 _PATIENCE_SECONDS = 10
 """Within this time every node says what is so."""
 _PAUSE_SECONDS = 0.25
+_SHA1 = "1.3.14.3.2.26"
 _reason = click.option(
     "--reason",
     required=True,
@@ -128,7 +131,10 @@ def _read_serials(path: Path) -> frozenset[int]:
 @_comment
 @click.pass_obj
 def revoke(operator: Operator, serial: Serial, *, reason: str, comment: str | None) -> None:
-    """Revoke a certificate at once, for good unless that is a hold; wait until our OCSP says so."""
+    """Revoke a certificate at once, for good unless that is a hold; wait until our OCSP says so.
+
+    That takes some seconds, for which nodes and workers may repeat answers they gave before.
+    """
     _revoke(operator, serial, RevocationReason(reason), comment)
 
 
@@ -152,9 +158,9 @@ def _revoke(
             by=operator.by,
             origin=operator.origin,
         )
-        seen = _says(ocsp.OCSPCertStatus.REVOKED, core, record)
-    said = "on hold" if record.on_hold else f"revoked ({reason})"
-    click.echo(f"Certificate {record.serial_hex} is {said}.{_told(seen)}")
+        said = "on hold" if record.on_hold else f"revoked ({reason})"
+        told = _told(ocsp.OCSPCertStatus.REVOKED, core, record)
+    click.echo(f"Certificate {record.serial_hex} is {said}. {told}")
 
 
 @click.command("release")
@@ -170,9 +176,12 @@ def release_certificate(operator: Operator, serial: Serial, *, comment: str | No
             by=operator.by,
             origin=operator.origin,
         )
-        seen = _says(ocsp.OCSPCertStatus.GOOD, core, record)
         state = record.state_at(core.clock.now())
-    click.echo(f"Certificate {record.serial_hex} is on hold no more: {state}.{_told(seen)}")
+        # What a recovery knows from a CRL alone was signed, but nobody has it.
+        is_there = record.state is CertificateState.VALID
+        status = ocsp.OCSPCertStatus.GOOD if is_there else ocsp.OCSPCertStatus.UNKNOWN
+        told = _told(status, core, record)
+    click.echo(f"Certificate {record.serial_hex} is on hold no more: {state}. {told}")
 
 
 @click.command("revoke-selected")
@@ -213,9 +222,9 @@ def revoke_many(
             operator.origin,
             progress=lambda done: hint(f"{done} of {number}"),
         )
-        seen = _says(ocsp.OCSPCertStatus.REVOKED, core, sample[0]) if sample else None
+        told = _told(ocsp.OCSPCertStatus.REVOKED, core, sample[0]) if sample else ""
     are = counted(done, "certificate is", "certificates are")
-    click.echo(f"{are} revoked ({reason}).{_told(seen)}")
+    click.echo(f"{are} revoked ({reason}). {told}".rstrip())
 
 
 def _preview(core: Core, selection: Selection, number: int) -> None:
@@ -228,40 +237,58 @@ def _preview(core: Core, selection: Selection, number: int) -> None:
     click.echo(f"{fit}. Nothing was revoked.")
 
 
-def _told(seen: bool | None) -> str:  # noqa: FBT001 - the one thing it is about
-    if seen is None:
-        return " The server does not answer now: OCSP and CRL say so as soon as it runs."
-    if not seen:
-        return " OCSP DOES NOT SAY SO YET: look at `estserver doctor`."
-    return " OCSP says so."
+def _told(status: ocsp.OCSPCertStatus, core: Core, record: CertificateRecord) -> str:
+    """Wait until our own OCSP says `status` to everybody; return a sentence about what it says.
 
-
-def _says(status: ocsp.OCSPCertStatus, core: Core, record: CertificateRecord) -> bool | None:
-    """Ask our own OCSP until it says `status`; None where no server answers."""
-    stored = core.ra.certificate_of(record.enrollment)
-    if stored is None:
-        return None
-    certificate = x509.load_der_x509_certificate(stored[1])
-    issuer = core.chains[record.issuer][0]
-    builder = ocsp.OCSPRequestBuilder().add_certificate(certificate, issuer, hashes.SHA256())
-    question = builder.build().public_bytes(Encoding.DER)
-    listener = core.settings.listeners.status
-    request = Request(  # noqa: S310 - the URL is configuration
-        f"{listener.url}/ocsp", question, {"Content-Type": "application/ocsp-request"}
-    )
+    To be called once the change is committed. Any worker of any node may answer, and repeat for
+    seconds what it said before; who is asked here is only one of them.
+    """
+    settled = time.monotonic() + FRESH_SECONDS
     deadline = time.monotonic() + _PATIENCE_SECONDS
+    request = _question(core, record)
+    hint(f"It is done; asking {request.full_url} until no older answer is repeated.")
     while True:
         try:
-            with urlopen(request, timeout=_PATIENCE_SECONDS) as answer:  # noqa: S310 - the same URL
+            with urlopen(request, timeout=_PATIENCE_SECONDS) as answer:  # noqa: S310 - see _question
                 response = ocsp.load_der_ocsp_response(answer.read())
-        except (OSError, HTTPException, ValueError):
-            # Nobody there, or somebody else, such as the page of a proxy.
-            return None
-        if (
+        except OSError as error:
+            return _unheard(request, _why(error))
+        except (HTTPException, ValueError):
+            return _unheard(request, "what came is no OCSP answer")
+        says = (
             response.response_status is ocsp.OCSPResponseStatus.SUCCESSFUL
             and response.certificate_status is status
-        ):
-            return True
-        if time.monotonic() > deadline:
-            return False
+        )
+        now = time.monotonic()
+        if says and now >= settled:
+            return "OCSP says so."
+        if now > deadline:
+            return "OCSP DOES NOT SAY SO YET: look at `estserver doctor`."
         time.sleep(_PAUSE_SECONDS)
+
+
+def _question(core: Core, record: CertificateRecord) -> Request:
+    """Ask as clients do: with SHA-1 (RFC 5019 §2.1.1), and without a nonce."""
+    hashed = {oid: (name, key) for oid, name, key in issuer_hashes(core.chains[record.issuer][0])}
+    serial, sha1 = int(record.serial_hex, 16), hashes.SHA1()  # noqa: S303 - names the issuer
+    builder = ocsp.OCSPRequestBuilder().add_certificate_by_hash(*hashed[_SHA1], serial, sha1)
+    return Request(  # noqa: S310 - the URL is configuration
+        f"{core.settings.listeners.status.url}/ocsp",
+        builder.build().public_bytes(Encoding.DER),
+        {"Content-Type": "application/ocsp-request"},
+    )
+
+
+def _unheard(request: Request, why: str) -> str:
+    return (
+        f"{request.full_url} (listeners.status.url) did not answer this machine: {why}. So nobody "
+        f"has looked: a server that runs says so within {FRESH_SECONDS} seconds, another once it "
+        "starts. If only clients reach that URL (a balancer, NAT, another node), ask from there."
+    )
+
+
+def _why(error: OSError) -> str:
+    if isinstance(error, HTTPError):
+        return f"HTTP status {error.code}"
+    reason = error.reason if isinstance(error, URLError) else error
+    return trouble(reason) if isinstance(reason, OSError) else str(reason)
