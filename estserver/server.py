@@ -43,7 +43,7 @@ from estserver.retention import Purge
 from estserver.settings import Listener
 from estserver.status import StatusWatch
 from estserver.store import health, registrations
-from estserver.verification import verify_due
+from estserver.verification import measure, verify_due
 
 log = structlog.get_logger("estserver.server")
 
@@ -162,6 +162,7 @@ class Server:
         self._tls = self._own.tls().certificate
         self._watch.publish()
         self._drop_anchor()
+        measure(self._core)
 
     def _duties(self) -> list[Duty]:
         core, run = self._core, self.services.run
@@ -174,7 +175,8 @@ class Server:
             Duty("attempts", _TIDY_SECONDS, lambda: run(self._forget_attempts)),
             Duty("anchor", _PROOF_SECONDS, lambda: run(self._drop_anchor)),
             Duty("verification", _PROOF_SECONDS, lambda: run(verify_due, core, _ORIGIN)),
-            # Every worker reads the files of its machine, and has memory of its own.
+            # Every worker reads the files of its machine, and has metrics and memory of its own.
+            Duty("verified", _PROOF_SECONDS, lambda: run(measure, core), alone=False),
             Duty("responders", _TIDY_SECONDS, lambda: run(self._use_responders), alone=False),
             Duty("tls", _TIDY_SECONDS, self._renew_tls, alone=False),
             Duty("memory", _TIDY_SECONDS, lambda: run(allocator.release_pages), alone=False),

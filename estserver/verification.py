@@ -47,13 +47,13 @@ _TOLD = 100
 """Problems named one by one in the log; `estserver verify` shows all."""
 _problems = Gauge(
     "estserver_verification_problems",
-    "What the last verification by this server found",
+    "What the last verification found",
     registry=http.registry,
     multiprocess_mode="mostrecent",
 )
 _finished = Gauge(
     "estserver_verification_timestamp_seconds",
-    "When the last verification by this server ended",
+    "When the last verification ended",
     registry=http.registry,
     multiprocess_mode="mostrecent",
 )
@@ -139,9 +139,16 @@ def verify_due(core: Core, origin: Origin) -> Verification | None:
     for problem in result.problems[:_TOLD]:
         log.error("verification.problem", error=problem)
     log.info("verification.finished", problems=len(result.problems))
-    _problems.set(len(result.problems))
-    _finished.set(core.clock.now().timestamp())
+    measure(core)
     return result
+
+
+def measure(core: Core) -> None:
+    """Set the metrics by the last verification, whichever process made it. Raises Unavailable."""
+    newest = core.store.read(health.newest_verification)
+    if newest is not None:
+        _problems.set(newest.problems)
+        _finished.set(newest.at.timestamp())
 
 
 def record(core: Core, result: Verification, *, by: str, origin: Origin) -> None:

@@ -193,6 +193,20 @@ def test_all_workers_count_on_one_page(serve: Serve) -> None:
     assert "estserver_worker_restarts_total 1.0" in page()
 
 
+def test_metrics_tell_of_the_last_verification_from_the_start(serve: Serve) -> None:
+    first = serve()
+    first.command("verify")
+    second = serve("--workers", "2")
+    first.stop()
+    first.start()
+    for node in (first, second):
+        page = node.live.request("GET", "/metrics", listener="management").body.decode()
+        assert re.search(r"^estserver_verification_problems 0\.0$", page, re.MULTILINE)
+        ended = re.search(r"^estserver_verification_timestamp_seconds (.*)$", page, re.MULTILINE)
+        assert ended is not None
+        assert time.time() - float(ended[1]) < PATIENCE_SECONDS
+
+
 def test_sigterm_ends_all_workers_in_order_and_systemd_is_told(
     serve: Serve, tmp_path: Path
 ) -> None:
