@@ -23,6 +23,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from estserver.errors import BadInput, CertificateRefused, ConfigurationError
 from estserver.settings import FrontForm
+from estserver.wording import user_name
 
 _HEADERS: dict[FrontForm, str] = {
     # RFC 9440 §2.1: an sf-binary (RFC 8941 §3.3.5), the DER in base64 between colons.
@@ -40,15 +41,22 @@ _CREDENTIALS = struct.Struct("3i")
 class Front:
     """The proxy of one listener: in which form it tells the certificate, and whose process it is.
 
-    `users` are user ids.
+    `listener` is its name in the settings; `users` are user ids.
     """
 
+    listener: str
     form: FrontForm
     users: frozenset[int]
 
     def trusts(self, transport: BaseTransport) -> bool:
         """Tell whether the process at the other end of a Unix socket is the proxy's."""
         return peer_user(transport) in self.users
+
+    def refusal(self, transport: BaseTransport) -> str:
+        """Say whose process is not the proxy's, and which setting would make it so."""
+        user = peer_user(transport)
+        whose = "nobody we know" if user is None else user_name(user)
+        return f"{whose} is not in listeners.{self.listener}.front_users"
 
     def certificate(self, request: web.Request) -> bytes | None:
         """Return the certificate that the client showed to the proxy, DER; None: it showed none.

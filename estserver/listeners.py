@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from estserver import http
 from estserver.errors import ConfigurationError
-from estserver.front import FRONT, Front, peer_user, user_ids
+from estserver.front import FRONT, Front, user_ids
 from estserver.model import Secret
 from estserver.protocols import EnrollmentProtocol
 from estserver.settings import Limits, Listener, Listeners
@@ -239,7 +239,7 @@ class _Connection(RequestHandler):
             self.transport.set_write_buffer_limits(high=1, low=0)
         self._silence = self._loop.call_later(self._limits.header_seconds, self.force_close)
         if self._front is not None and not self._front.trusts(transport):
-            log.warning("front.refused", error=f"user {peer_user(transport)} is no front user")
+            log.warning("front.refused", error=self._front.refusal(transport))
             self.force_close()
 
     def connection_lost(self, exc: BaseException | None) -> None:
@@ -296,6 +296,7 @@ class _Connection(RequestHandler):
 
 
 async def listen(
+    name: str,
     listener: Listener,
     doors: Sequence[EnrollmentProtocol],
     context: ssl.SSLContext | None,
@@ -308,7 +309,7 @@ async def listen(
     """
     front = None
     if listener.socket is not None:
-        front = Front(listener.front, user_ids(listener.front_users))
+        front = Front(name, listener.front, user_ids(listener.front_users))
     runner = web.AppRunner(
         combine(doors, front), handle_signals=False, shutdown_timeout=limits.request_seconds
     )

@@ -7,7 +7,7 @@ import pkgutil
 import signal
 import socket
 import ssl
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
@@ -60,6 +60,8 @@ MEMORIES = ("estserver.protocols.acme.erasure:ACMEMemory",)
 """What protocols remember of people in tables of their own: each a `retention.Memory`."""
 _ASKS_FOR_CERTIFICATES = frozenset({"est", "renewal"})
 _PLAIN = frozenset({"status", "management"})
+_RELOADED = {"profiles", "tls_issuer", "issuers"}
+"""What SIGHUP takes from the file, or refuses as a whole."""
 _THREADS = 32
 _MAIL_SECONDS = 5
 _REMIND_SECONDS = 600
@@ -146,7 +148,16 @@ class Server:
                 self._begin(name, work)
         for duty in self._duties():
             self._begin(duty.name, self.services.duties.perform(duty))
-        log.info("server.started", directory=str(settings.directory), ports=self.ports)
+        log.info(
+            "server.started",
+            directory=str(settings.directory),
+            ports=self.ports,
+            sockets={
+                name: str(settings.path(listener.socket))
+                for name, listener in settings.listeners.each()
+                if listener.serves and listener.socket is not None
+            },
+        )
 
     def _prepare(self) -> None:
         for sentence in readable_by_others(self._core.settings.secret_files()):
@@ -236,7 +247,7 @@ class Server:
             context = await self.services.run(self._context, listener)
             self._contexts.append((context, listener))
         runner, servers = await listen(
-            listener, doors, context, self._core.settings.limits, sockets
+            name, listener, doors, context, self._core.settings.limits, sockets
         )
         self._runners.append(runner)
         self._sockets += servers
@@ -261,17 +272,28 @@ class Server:
 
     async def reload(self, reread: Callable[[], Settings]) -> None:
         """Load profiles and TLS certificates again. What cannot be used leaves the old in place."""
+        kept = []
         try:
-            self._core.take_profiles(await self.services.run(reread))
+            settings = await self.services.run(reread)
+            self._core.take_profiles(settings)
         except ConfigurationError as error:
             log.error("profiles.reload-failed", error=error.detail)  # noqa: TRY400 - says it all
+            kept.append("profiles")
+        else:
+            if waiting := _waiting_keys(self._core.settings, settings):
+                keys = ", ".join(waiting)
+                log.warning("restart.needed", error=f"only a restart takes the new {keys}")
         for context, listener in self._contexts:
             try:
                 files = await self.services.run(self._usable_files, listener)
                 load_certificate(context, files, self._passphrase)
             except Error as error:
                 log.error("certificate.reload-failed", error=error.detail)  # noqa: TRY400 - says it all
-        log.info("server.reloaded", directory=str(self._core.settings.directory))
+                kept.append(f"the TLS certificate for {listener.url}")
+        if kept:
+            log.error("server.reload-failed", error=f"the old ones stay: {', '.join(kept)}")
+        else:
+            log.info("server.reloaded", directory=str(self._core.settings.directory))
 
     def _usable_files(self, listener: Listener) -> TLSFiles:
         files = self._files(listener)
@@ -291,6 +313,21 @@ class Server:
         await self.services.run(self.services.duties.leave)
         self._executor.shutdown(wait=True)
         log.info("server.stopped")
+
+
+def _waiting_keys(running: Settings, written: Settings) -> list[str]:
+    """Name the keys whose values in the file only a restart takes."""
+    old = dict(_leaves(running.model_dump(exclude=_RELOADED)))
+    new = dict(_leaves(written.model_dump(exclude=_RELOADED)))
+    return sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+
+
+def _leaves(table: Mapping[str, object], path: str = "") -> Iterator[tuple[str, object]]:
+    for name, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", value
 
 
 def import_doors(settings: Settings) -> None:

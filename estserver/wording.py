@@ -26,10 +26,10 @@ def whose(path: Path) -> str:
 
     A folder that may not be entered hides what is below it.
     """
-    us = _name(os.geteuid())
+    us = user_name(os.geteuid())
     for place in (path, *path.absolute().parents):
         try:
-            owner = _name(place.stat().st_uid)
+            owner = user_name(place.stat().st_uid)
         except OSError:
             continue
         if owner == us:
@@ -38,7 +38,8 @@ def whose(path: Path) -> str:
     return f"this runs as {us}"
 
 
-def _name(user: int) -> str:
+def user_name(user: int) -> str:
+    """Return what the system calls a user, or `user 103` if it knows none by that number."""
     try:
         return pwd.getpwuid(user).pw_name
     except KeyError:

@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 import pytest
 import sqlalchemy as sa
+import structlog
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
@@ -211,7 +212,8 @@ def test_the_socket_is_its_owners_alone(live: Live) -> None:
 
 
 async def test_a_process_of_another_user_is_not_believed(tmp_path: Path) -> None:
-    mine, strange = Front("rfc9440", user_ids(())), Front("rfc9440", frozenset({os.getuid() + 1}))
+    mine = Front("web", "rfc9440", user_ids(()))
+    strange = Front("web", "rfc9440", frozenset({os.getuid() + 1}))
     verdicts: asyncio.Queue[tuple[bool, bool]] = asyncio.Queue()
 
     async def judge(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -241,7 +243,8 @@ def test_a_connection_of_another_user_is_closed_unheard(template: Path, tmp_path
     )
     path.write_text(text, encoding="utf-8")
     made.settings = config.load(path)
-    made.start()
+    with structlog.testing.capture_logs() as started:
+        made.start()
     try:
         script = (
             "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); "
@@ -249,16 +252,21 @@ def test_a_connection_of_another_user_is_closed_unheard(template: Path, tmp_path
             "print(len(s.recv(100)))"
         )
         command = ["/usr/bin/python3", "-c", script, str(folder / "devices.sock")]
-        own = subprocess.run(command, capture_output=True, text=True, check=False)
-        other = subprocess.run(
-            command, capture_output=True, text=True, check=False, user="nobody", group="nogroup"
-        )
+        with structlog.testing.capture_logs() as lines:
+            own = subprocess.run(command, capture_output=True, text=True, check=False)
+            other = subprocess.run(
+                command, capture_output=True, text=True, check=False, user="nobody", group="nogroup"
+            )
     finally:
         made.stop()
         shutil.rmtree(folder)
     assert own.stdout.strip() == "100", own.stderr
     # Closed before it could say anything, or before it heard anything.
     assert other.stdout.strip() in {"", "0"}, other
+    (refused,) = (line for line in lines if line["event"] == "front.refused")
+    assert refused["error"] == "nobody is not in listeners.devices.front_users"
+    (told,) = (line for line in started if line["event"] == "server.started")
+    assert told["sockets"] == {"devices": f"{folder}/devices.sock"}
 
 
 def test_a_worker_that_starts_does_not_let_the_others_wait_in_accept(

@@ -65,7 +65,7 @@ async def serving(
     taken = socket.create_server(("127.0.0.1", 0))
     port: int = taken.getsockname()[1]
     listener = Listener(port=port, url=f"http://localhost:{port}", serves=("library",))
-    runner, servers = await listen(listener, [Library()], context, limits, [taken])
+    runner, servers = await listen("web", listener, [Library()], context, limits, [taken])
     assert runner.server is not None
     try:
         yield runner.server, port

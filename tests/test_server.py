@@ -45,7 +45,9 @@ def _state(live: Live, holder: Holder) -> CertificateState:
 def test_a_reload_takes_new_profiles_without_a_restart(live: Live) -> None:
     before = live.enroll(live.invite("device"))
     _append(live, '\n[profiles.device]\nvalidity = "7d"\n')
-    _reload(live)
+    with structlog.testing.capture_logs() as lines:
+        _reload(live)
+    assert [line["event"] for line in lines] == ["server.reloaded"]
     after = live.enroll(live.invite("device"))
     for holder, days in ((before, 365), (after, 7)):
         leaf = holder.certificate
@@ -55,10 +57,25 @@ def test_a_reload_takes_new_profiles_without_a_restart(live: Live) -> None:
 
 def test_a_reload_of_a_broken_file_leaves_the_old_profiles_in_place(live: Live) -> None:
     _append(live, '\n[profiles.device]\nvalidty = "7d"\n')
-    _reload(live)
+    with structlog.testing.capture_logs() as lines:
+        _reload(live)
+    assert [line["event"] for line in lines] == ["profiles.reload-failed", "server.reload-failed"]
+    assert lines[-1]["error"] == "the old ones stay: profiles"
     leaf = live.enroll(live.invite("device")).certificate
     life = leaf.not_valid_after_utc - leaf.not_valid_before_utc
     assert life == timedelta(days=365) - timedelta(seconds=1)
+
+
+def test_a_reload_names_what_is_new_in_the_file_and_only_a_restart_takes(live: Live) -> None:
+    path = live.directory / "estserver.toml"
+    port = live.port("status")
+    text = path.read_text(encoding="utf-8").replace(f"port = {port}\n", "port = 8081\n")
+    path.write_text(f'{text}\n[profiles.device]\nvalidity = "7d"\n\n[acme]\ncaa = true\n')
+    with structlog.testing.capture_logs() as lines:
+        _reload(live)
+    assert [line["event"] for line in lines] == ["restart.needed", "server.reloaded"]
+    new = "acme.caa, listeners.status.port"
+    assert lines[0]["error"] == f"only a restart takes the new {new}"
 
 
 @pytest.mark.row("EST-140")
