@@ -15,9 +15,10 @@ from pathlib import Path
 
 import structlog
 
-from estserver.errors import Unavailable
+from estserver.errors import Error, Unavailable
 from estserver.model import Clock
 from estserver.store import Store, leases
+from estserver.store.outages import explained
 
 log = structlog.get_logger("estserver.duties")
 
@@ -60,6 +61,7 @@ class Duties:
         self._clock = clock
         self._holder = holder
         self._executor = executor
+        self._waiting: dict[str, str] = {}
 
     async def perform(self, duty: Duty) -> None:
         """Do a duty for ever; a failure is logged and tried again."""
@@ -70,11 +72,25 @@ class Duties:
             try:
                 if not duty.alone or await self._is_ours(duty):
                     await duty.work()
+                self.resumed(duty.name)
             except Unavailable as error:
-                log.warning("background.delayed", operation=duty.name, error=error.detail)
+                self.delayed(duty.name, error)
+                pause = min(duty.seconds, FIRST_SECONDS)
             except Exception:
                 # A background task must outlive its failures.
                 log.exception("background.failed", operation=duty.name)
+
+    def delayed(self, operation: str, error: Error) -> None:
+        """Log why something has to wait: once, however much waits for the same. On the loop."""
+        why = explained(error)
+        if why not in self._waiting.values():
+            log.warning("background.delayed", operation=operation, error=why)
+        self._waiting[operation] = why
+
+    def resumed(self, operation: str) -> None:
+        """Log that nothing has to wait any more, if something had to. On the loop."""
+        if self._waiting.pop(operation, None) is not None and not self._waiting:
+            log.info("background.resumed")
 
     def leave(self) -> None:
         """Let the others take over at once; without the database they wait for the terms' end."""

@@ -12,6 +12,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from estserver import http
 from estserver.errors import Error
 from estserver.protocols import Services
+from estserver.store.outages import explained
 
 _ENDS_SOON = timedelta(days=30)
 
@@ -75,7 +76,7 @@ class Management:
                 if self._services.chains[age.issuer][0].not_valid_after_utc - now < _ENDS_SOON:
                     problems.append(f"the certificate of {age.issuer} expires within 30 days")
         except Error as error:
-            problems.append(error.detail)
+            problems.append(explained(error))
         return problems
 
     async def _metrics(self, request: web.Request) -> web.Response:

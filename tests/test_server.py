@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -324,6 +325,34 @@ def test_a_duty_that_fails_is_done_again_and_a_task_that_dies_is_told_of(
     ]
 
 
+def test_what_many_duties_wait_for_is_told_once_and_so_is_that_they_wait_no_more(
+    live: Live,
+) -> None:
+    away, there = Unavailable("the database is gone"), threading.Event()
+    turns = {"crls": 0, "mail": 0}
+
+    async def work(name: str) -> None:
+        turns[name] += 1
+        if turns[name] == 9:
+            there.set()
+        if turns[name] == 12:
+            raise asyncio.CancelledError
+        if not there.is_set():
+            raise away
+
+    async def perform() -> None:
+        duties = Duties(live.core.store, live.clock, "test", live.server._executor)
+        both = [Duty(name, 0, partial(work, name), alone=False) for name in turns]
+        await asyncio.gather(*map(duties.perform, both), return_exceptions=True)
+
+    with structlog.testing.capture_logs() as lines:
+        asyncio.run(perform())
+    assert [(line["event"], line.get("error")) for line in lines] == [
+        ("background.delayed", "the database is gone"),
+        ("background.resumed", None),
+    ]
+
+
 def test_a_server_without_its_database_is_alive_and_not_ready(live: Live) -> None:
     assert live.request("GET", "/readyz", listener="management").status == 200
     live.core.store.engine.dispose()
@@ -332,7 +361,7 @@ def test_a_server_without_its_database_is_alive_and_not_ready(live: Live) -> Non
     try:
         answer = live.request("GET", "/readyz", listener="management")
         assert answer.status == 503
-        assert b"database" in answer.body
+        assert b"cannot be written now: try again (unable to open database file)" in answer.body
         assert live.request("GET", "/healthz", listener="management").status == 200
     finally:
         gone.rename(live.directory)

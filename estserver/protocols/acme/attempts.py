@@ -65,8 +65,9 @@ class Attempts:
             self._woken.clear()
             try:
                 await self._begin_due()
+                self._services.duties.resumed("challenges")
             except Error as error:
-                log.warning("challenges.delayed", error=error.detail)
+                self._services.duties.delayed("challenges", error)
 
     async def _begin_due(self) -> None:
         free = _AT_ONCE - len(self._running)
