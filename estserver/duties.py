@@ -98,12 +98,15 @@ class Duties:
             self._store.write(lambda tx: leases.leave(tx, self._holder))
 
     async def _is_ours(self, duty: Duty) -> bool:
-        term = max(_SHORTEST_TERM, timedelta(seconds=duty.seconds) * _MISSED_TURNS)
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, self._take, duty.name, term)
+        return await loop.run_in_executor(self._executor, self.take, duty)
 
-    def _take(self, name: str, term: timedelta) -> bool:
-        """Hold the lease, or see that another does; most turns of either write nothing."""
+    def take(self, duty: Duty) -> bool:
+        """Hold the lease of a duty, or see that another does; most turns of either write nothing.
+
+        May block. Raises Unavailable.
+        """
+        name, term = duty.name, max(_SHORTEST_TERM, timedelta(seconds=duty.seconds) * _MISSED_TURNS)
         lease = self._store.read(lambda tx: leases.get(tx, name))
         if lease is not None:
             left = lease.until - self._clock.now()

@@ -117,6 +117,9 @@ class Server:
         )
         self._office = None if core.settings.mail.host is None else core.post_office()
         self._watch = StatusWatch(core.status, core.clock)
+        # Nothing to do but to be there: `doctor` tells which nodes live.
+        node = node_name(core.settings.directory)
+        self._presence = Duty(node, _ALIVE_SECONDS, lambda: asyncio.sleep(0))
         self._contexts: list[tuple[ssl.SSLContext, Listener]] = []
         self._tls: x509.Certificate | None = None
         self._runners: list[web.AppRunner] = []
@@ -174,6 +177,8 @@ class Server:
         self._watch.publish()
         self._drop_anchor()
         measure(self._core)
+        # Its first turn is long after the first look at `doctor`.
+        self.services.duties.take(self._presence)
 
     def _duties(self) -> list[Duty]:
         core, run = self._core, self.services.run
@@ -191,8 +196,7 @@ class Server:
             Duty("responders", _TIDY_SECONDS, lambda: run(self._use_responders), alone=False),
             Duty("tls", _TIDY_SECONDS, self._renew_tls, alone=False),
             Duty("memory", _TIDY_SECONDS, lambda: run(allocator.release_pages), alone=False),
-            # Nothing to do but to be there: `doctor` tells which nodes live.
-            Duty(node_name(core.settings.directory), _ALIVE_SECONDS, lambda: asyncio.sleep(0)),
+            self._presence,
         ]
         if core.settings.retention.automatic:
             purging = partial(open_purge(core).run, by="server", origin=_ORIGIN)

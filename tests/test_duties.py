@@ -156,13 +156,14 @@ async def test_what_every_worker_does_needs_no_lease(both: Parts, turns: Turns) 
 def test_a_lease_at_hand_is_not_written_at_every_turn(parts: Parts) -> None:
     with ThreadPoolExecutor(1) as executor:
         own = Duties(parts.store, parts.clock, "a", executor)
-        assert own._take("crls", TERM)
+        duty = Duty("crls", TERM.total_seconds() / 3, lambda: asyncio.sleep(0))
+        assert own.take(duty)
         first = parts.store.read(lambda tx: leases.get(tx, "crls"))
         parts.clock.advance(TERM / 3)
-        assert own._take("crls", TERM)
+        assert own.take(duty)
         assert parts.store.read(lambda tx: leases.get(tx, "crls")) == first
         parts.clock.advance(TERM / 3)
-        assert own._take("crls", TERM)
+        assert own.take(duty)
         assert parts.store.read(lambda tx: leases.get(tx, "crls")) != first
 
 

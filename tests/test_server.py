@@ -21,10 +21,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from estserver import config, server
 from estserver.core import open_core
-from estserver.duties import Duties, Duty
+from estserver.duties import NODE, Duties, Duty, node_name
 from estserver.errors import ConfigurationError, Fault, Unavailable
 from estserver.model import CertificateState, EnrollmentState
-from estserver.store import certificates
+from estserver.store import certificates, leases
 from estserver.store.tables import audit_events
 from tests.live import ORIGIN, Holder, Live, Workshop, basic, make_csr, new_key
 
@@ -323,6 +323,11 @@ def test_a_duty_that_fails_is_done_again_and_a_task_that_dies_is_told_of(
         ("background.delayed", "mail"),
         ("background.died", "acme"),
     ]
+
+
+def test_a_node_is_listed_as_soon_as_it_listens(live: Live) -> None:
+    (node,) = live.core.store.read(lambda tx: leases.held(tx, NODE))
+    assert node.name == node_name(live.directory)
 
 
 def test_what_many_duties_wait_for_is_told_once_and_so_is_that_they_wait_no_more(
