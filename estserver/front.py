@@ -55,8 +55,9 @@ class Front:
     def refusal(self, transport: BaseTransport) -> str:
         """Say whose process is not the proxy's, and which setting would make it so."""
         user = peer_user(transport)
-        whose = "nobody we know" if user is None else user_name(user)
-        return f"{whose} is not in listeners.{self.listener}.front_users"
+        whose = "somebody" if user is None else user_name(user)
+        setting = f"listeners.{self.listener}.front_users"
+        return f"{whose} is not in {setting}: add the user there if the proxy runs as it"
 
     def certificate(self, request: web.Request) -> bytes | None:
         """Return the certificate that the client showed to the proxy, DER; None: it showed none.

@@ -127,8 +127,10 @@ def verify_due(core: Core, origin: Origin) -> Verification | None:
     What came out is told in the log, in metrics and in the audit trail, where `doctor` reads it.
     """
     every = core.settings.audit.verify_every
+    if not every:
+        return None
     newest = core.store.read(health.newest_verification)
-    if not every or (
+    if (
         newest is not None
         and newest.version == version("estserver")
         and core.clock.now() - newest.at < every
@@ -145,6 +147,9 @@ def verify_due(core: Core, origin: Origin) -> Verification | None:
 
 def measure(core: Core) -> None:
     """Set the metrics by the last verification, whichever process made it. Raises Unavailable."""
+    if not core.settings.audit.verify_every:
+        # There may be none for years, and the whole trail would be gone through to find it.
+        return
     newest = core.store.read(health.newest_verification)
     if newest is not None:
         _problems.set(newest.problems)

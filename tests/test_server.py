@@ -373,6 +373,31 @@ def test_a_server_without_its_database_is_alive_and_not_ready(live: Live) -> Non
     assert live.request("GET", "/readyz", listener="management").status == 200
 
 
+def test_that_the_database_is_gone_and_why_is_logged_once_and_so_is_its_return(live: Live) -> None:
+    gone = live.directory.with_name("gone")
+    with structlog.testing.capture_logs() as lines:
+
+        def turns() -> list[str]:
+            return [line["event"] for line in lines if line["event"].startswith("background.")]
+
+        def ask_until_told(number: int) -> None:
+            deadline = time.monotonic() + 30
+            while len(turns()) < number:
+                live.request("GET", "/healthz", listener="management")
+                assert time.monotonic() < deadline
+
+        live.core.store.engine.dispose()
+        live.directory.rename(gone)
+        try:
+            ask_until_told(1)
+        finally:
+            gone.rename(live.directory)
+        ask_until_told(2)
+    assert turns() == ["background.delayed", "background.resumed"]
+    (told,) = (line["error"] for line in lines if line["event"] == "background.delayed")
+    assert told.endswith("try again (unable to open database file)")
+
+
 def test_a_lost_database_file_stops_the_start_and_is_not_made_anew(
     template: Path, tmp_path: Path
 ) -> None:
