@@ -9,7 +9,6 @@ import base64
 import binascii
 import ipaddress
 import os
-import pwd
 import socket
 import struct
 from asyncio import BaseTransport
@@ -21,8 +20,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from estserver.errors import BadInput, CertificateRefused, ConfigurationError
+from estserver.errors import BadInput, CertificateRefused
 from estserver.settings import FrontForm
+from estserver.unix_sockets import front_user
 from estserver.wording import user_name
 
 _HEADERS: dict[FrontForm, str] = {
@@ -127,11 +127,7 @@ def user_ids(names: tuple[str, ...]) -> frozenset[int]:
 
     Raises ConfigurationError: there is no such user.
     """
-    try:
-        named = {int(name) if name.isdecimal() else pwd.getpwnam(name).pw_uid for name in names}
-    except KeyError as error:
-        raise ConfigurationError(f"front_users: {error.args[0]}") from error
-    return frozenset(named | {0, os.geteuid()})
+    return frozenset({*map(front_user, names), 0, os.geteuid()})
 
 
 def _read(form: FrontForm, value: str) -> x509.Certificate:

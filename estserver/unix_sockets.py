@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from estserver.errors import ConfigurationError
+from estserver.wording import user_name
 
 _WRITE, _ENTER = 2, 1
 """Bits of a mode, as they stand for others."""
@@ -67,6 +68,19 @@ def _bind(taken: socket.socket, path: Path) -> None:
         os.umask(before)
 
 
+def front_user(name: str) -> int:
+    """Return the id of one of a listener's `front_users`, a name or a number.
+
+    Raises ConfigurationError: there is no such user.
+    """
+    try:
+        return int(name) if name.isdecimal() else pwd.getpwnam(name).pw_uid
+    except KeyError as error:
+        raise ConfigurationError(
+            f"front_users: there is no user {name}: install the proxy, or correct the name"
+        ) from error
+
+
 def obstacles(
     path: Path, group: str | None, *, owner: int, front_users: Sequence[str]
 ) -> Iterator[str]:
@@ -97,9 +111,9 @@ def obstacles(
 def _between(name: str, path: Path, *, owner: int, group: int | None) -> Iterator[str]:
     """Say what keeps the proxy's user `name` from opening a socket of `owner` and `group`."""
     try:
-        front = _account(int(name) if name.isdecimal() else pwd.getpwnam(name).pw_uid)
-    except KeyError:
-        yield f"front_users: there is no user {name}: install the proxy, or correct the name"
+        front = _account(front_user(name))
+    except ConfigurationError as error:
+        yield error.detail
         return
     above = [place for place in path.resolve().parents if place.is_dir()]
     shut = [place for place in above if not front.may(place, _ENTER)]
@@ -147,13 +161,6 @@ def _account(user: int) -> _Account:
     return _Account(user, frozenset({*groups, *os.getgrouplist(entry.pw_name, entry.pw_gid)}))
 
 
-def _name(user: int) -> str:
-    try:
-        return pwd.getpwuid(user).pw_name
-    except KeyError:
-        return f"user {user}"
-
-
 def _group_id(name: str) -> int:
     """Return a group's id. Raises ConfigurationError: there is no such group."""
     try:
@@ -179,11 +186,12 @@ def _no_socket(path: Path) -> str:
 
 
 def _not_to_write(path: Path, user: int) -> str:
-    return f"{path}: cannot be made: {path.parent} must be a folder that {_name(user)} may write to"
+    who = user_name(user)
+    return f"{path}: cannot be made: {path.parent} must be a folder that {who} may write to"
 
 
 def _not_to_give(path: Path, group: str | None, user: int) -> str:
-    who = _name(user)
+    who = user_name(user)
     return (
         f"{path}: cannot be given to the group {group}, which {who} is not in: "
         f"usermod -aG {group} {who}, or with systemd SupplementaryGroups={group}"
