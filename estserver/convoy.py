@@ -198,7 +198,11 @@ class Convoy:
         _tell(ended)
 
     def _go_apart(self, walk: _Walk, run: Callable[[], Any]) -> None:
+        taken = threading.Lock()
+
         def work() -> None:
+            if not taken.acquire(blocking=False):
+                return
             try:
                 walk.outcome = run()
             except BaseException as error:  # noqa: BLE001 - the walk's to judge
@@ -209,9 +213,12 @@ class Convoy:
         self._away += 1
         try:
             self._executor.submit(work)
-        except RuntimeError as error:  # the system has no thread to give
-            walk.error = error
-            self._arrivals.add(walk)
+        except RuntimeError as error:
+            # The system has no thread to give. The work is queued all the same: another thread may
+            # have begun it.
+            if taken.acquire(blocking=False):
+                walk.error = error
+                self._arrivals.add(walk)
 
     def _do(
         self, units: Sequence[_Unit], run_all: Callable[[Sequence[_Run]], Sequence[_Tell]]

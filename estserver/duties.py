@@ -61,7 +61,8 @@ class Duties:
         self._clock = clock
         self._holder = holder
         self._executor = executor
-        self._waiting: dict[str, str] = {}
+        self._waiting: set[str] = set()
+        self._told: set[str] = set()
 
     async def perform(self, duty: Duty) -> None:
         """Do a duty for ever; a failure is logged and tried again."""
@@ -79,18 +80,22 @@ class Duties:
             except Exception:
                 # A background task must outlive its failures.
                 log.exception("background.failed", operation=duty.name)
+                self.resumed(duty.name)
 
     def delayed(self, operation: str, error: Error) -> None:
-        """Log why something has to wait: once, however much waits for the same. On the loop."""
+        """Log why something has to wait: each reason once until all goes on. On the loop."""
         why = explained(error)
-        if why not in self._waiting.values():
+        if why not in self._told:
             log.warning("background.delayed", operation=operation, error=why)
-        self._waiting[operation] = why
+        self._told.add(why)
+        self._waiting.add(operation)
 
     def resumed(self, operation: str) -> None:
         """Log that nothing has to wait any more, if something had to. On the loop."""
-        if self._waiting.pop(operation, None) is not None and not self._waiting:
+        if self._waiting == {operation}:
+            self._told.clear()
             log.info("background.resumed")
+        self._waiting.discard(operation)
 
     def leave(self) -> None:
         """Let the others take over at once; without the database they wait for the terms' end."""

@@ -229,7 +229,7 @@ class Invitations:
                 lambda tx: registrations.forgive_pin_failure(tx, number, failed_at=failed_before)
             )
             return
-        if failures == GUESSED_AT or failures >= DEAD_AT:
+        if failures >= GUESSED_AT:
             self._store.write(lambda tx: self._tell_guessed(tx, number, failures))
         walk(self._throttle.count(source), self._store)
         raise BadCredentials("the PIN is wrong")

@@ -20,6 +20,7 @@ from aiohttp.web_protocol import RequestHandler
 from aiohttp.web_urldispatcher import AbstractRuleMatching, MatchedSubAppResource
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
+from prometheus_client import Counter
 
 from estserver import http
 from estserver.errors import ConfigurationError
@@ -31,6 +32,11 @@ from estserver.unix_sockets import unix_socket
 from estserver.wording import trouble
 
 log = structlog.get_logger("estserver.listeners")
+_too_many = Counter(
+    "estserver_connections_refused",
+    "Connections closed because a listener had limits.connections of them",
+    registry=http.registry,
+)
 
 _NO_CHECK_TIME = 0x200000
 """X509_V_FLAG_NO_CHECK_TIME: expired certificates reach the application, which says so in words."""
@@ -231,6 +237,10 @@ class _Connection(RequestHandler):
         """
         super().connection_made(transport)
         if self._manager is not None and len(self._manager.connections) > self._limits.connections:
+            _too_many.inc()
+            if self.transport is not None:
+                # To close it would wait for the client, which need not say goodbye.
+                self.transport.abort()
             self.force_close()
             return
         if self._front is None and self.transport is not None:
@@ -309,7 +319,10 @@ async def listen(
     """
     front = None
     if listener.socket is not None:
-        front = Front(name, listener.front, user_ids(listener.front_users))
+        try:
+            front = Front(name, listener.front, user_ids(listener.front_users))
+        except ConfigurationError as error:
+            raise ConfigurationError(f"listeners.{name}: {error.detail}") from error
     runner = web.AppRunner(
         combine(doors, front), handle_signals=False, shutdown_timeout=limits.request_seconds
     )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from estserver.errors import Error
+from estserver.errors import Error, Fault
 from estserver.store import Store, Transaction
 
 A = TypeVar("A")
@@ -88,9 +88,12 @@ def alone(tx: Transaction, runs: Sequence[Callable[[Transaction], T]]) -> list[T
 def do(tx: Transaction, together: Together[A, T], mine: Sequence[A]) -> Sequence[T | Error]:
     """Do a step for all of `mine` in one transaction.
 
-    Raises the refusal of one that is alone, so that nothing of its unit of work is kept.
+    Raises the refusal of one that is alone, so that nothing of its unit of work is kept, and Fault:
+    `together` does not answer each.
     """
     outcomes = together(tx, mine)
+    if len(outcomes) != len(mine):
+        raise Fault("a step that many took together does not answer each")
     if len(mine) == 1 and isinstance(outcomes[0], Error):
         raise outcomes[0]
     return outcomes

@@ -246,6 +246,8 @@ class _Supervisor:
             os.kill(worker.pid, signal.SIGHUP)
 
     def _could_not_start(self, worker: _Worker, why: str) -> None:
+        if not self._begun:
+            raise ConfigurationError(why)
         self._put_off(worker)
         log.error("worker.failed", worker=worker.number, error=why)
 

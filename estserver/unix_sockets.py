@@ -104,6 +104,8 @@ def obstacles(
             return
         if not service.may_give(path, number):
             yield _not_to_give(path, group, owner)
+    if group is not None and not front_users:
+        yield "front_users: name the user that the proxy runs as; nobody else is believed"
     for name in front_users:
         yield from _between(name, path, owner=owner, group=number)
 

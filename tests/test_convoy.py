@@ -5,7 +5,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NoReturn
+from typing import Any, NoReturn, cast
 
 import pytest
 import sqlalchemy as sa
@@ -17,7 +17,7 @@ from estserver.errors import AlreadyIssued, Fault, KeyNotAllowed, Refused, Unava
 from estserver.invitations import Handover
 from estserver.model import Issued, Pending, Via
 from estserver.ra import EnrollmentRequest
-from estserver.steps import Steps, apart, change, look, read, write
+from estserver.steps import Read, Steps, apart, change, look, read, write
 from estserver.store import Transaction
 from estserver.store.tables import attempts, certificates
 from tests.live import new_key
@@ -205,9 +205,10 @@ def test_nobody_waits_for_ever(convoy: Convoy, monkeypatch: pytest.MonkeyPatch) 
 
 
 class _NoThreads(ThreadPoolExecutor):
-    """A system that has no thread left."""
+    """A system that has no thread left to start, while an old one still takes what is queued."""
 
-    def submit(self, *_: object, **__: object) -> NoReturn:
+    def submit(self, work: Callable[..., Any], /, *_: object, **__: object) -> NoReturn:
+        self.queued = work
         raise RuntimeError("can't start new thread")
 
 
@@ -216,24 +217,44 @@ def test_a_step_that_answers_too_few_ends_its_walks_and_no_others(convoy: Convoy
         return list(asked)[:-1]
 
     async def main() -> list[int | BaseException]:
-        walks = [convoy.walk(read(too_few, number)) for number in range(3)]
-        ended = await asyncio.gather(*walks, return_exceptions=True)
+        good = [convoy.walk(look(lambda _tx: 7)) for _ in range(3)]
+        bad = [convoy.walk(read(too_few, number)) for number in range(3)]
+        ended = await asyncio.gather(*good, *bad, return_exceptions=True)
         return [*ended, await convoy.walk(look(lambda _tx: 7))]
 
     *ended, afterwards = asyncio.run(main())
-    assert {type(one) for one in ended} == {Fault}
+    assert ended[:3] == [7, 7, 7]
+    assert {type(one) for one in ended[3:]} == {Fault}
     assert afterwards == 7
+
+
+def test_what_none_foresaw_ends_the_walks_of_a_turn_and_not_those_after(convoy: Convoy) -> None:
+    async def main() -> int:
+        with pytest.raises(Fault):
+            await convoy.walk(_of_no_kind())
+        return await convoy.walk(look(lambda _tx: 7))
+
+    assert asyncio.run(main()) == 7
+
+
+def _of_no_kind() -> Steps[int]:
+    yield Read(cast(Any, {}), None)  # a step whose function cannot even be compared with others
+    return 1
 
 
 def test_where_there_is_no_thread_for_what_takes_long_the_walk_is_told(parts: Parts) -> None:
     async def main() -> int:
         with pytest.raises(RuntimeError, match="new thread"):
-            await poor.walk(apart(lambda: 1))
+            await poor.walk(apart(lambda: done.append(1)))
+        threads.queued()
         return await poor.walk(look(lambda _tx: 7))
 
-    poor = Convoy(parts.store, _NoThreads())
+    done: list[int] = []
+    threads = _NoThreads()
+    poor = Convoy(parts.store, threads)
     assert asyncio.run(main()) == 7
     poor.close()
+    assert done == []
 
 
 def test_a_closed_database_is_unavailable_for_all(parts: Parts, convoy: Convoy) -> None:

@@ -247,14 +247,18 @@ def _told(status: ocsp.OCSPCertStatus, core: Core, record: CertificateRecord) ->
     deadline = time.monotonic() + _PATIENCE_SECONDS
     request = _question(core, record)
     hint(f"It is done; asking {request.full_url} until no older answer is repeated.")
+    heard = False
     while True:
         try:
             with urlopen(request, timeout=_PATIENCE_SECONDS) as answer:  # noqa: S310 - see _question
                 response = ocsp.load_der_ocsp_response(answer.read())
-        except OSError as error:
-            return _unheard(request, _why(error))
-        except (HTTPException, ValueError):
-            return _unheard(request, "what came is no OCSP answer")
+        except (OSError, HTTPException, ValueError) as error:
+            # Who has answered once may be one of many, another of which starts just now.
+            if not heard or time.monotonic() > deadline:
+                return _unheard(request, _why(error))
+            time.sleep(_PAUSE_SECONDS)
+            continue
+        heard = True
         says = (
             response.response_status is ocsp.OCSPResponseStatus.SUCCESSFUL
             and response.certificate_status is status
@@ -281,14 +285,17 @@ def _question(core: Core, record: CertificateRecord) -> Request:
 
 def _unheard(request: Request, why: str) -> str:
     return (
-        f"{request.full_url} (listeners.status.url) did not answer this machine: {why}. So nobody "
-        f"has looked: a server that runs says so within {FRESH_SECONDS} seconds, another once it "
-        "starts. If only clients reach that URL (a balancer, NAT, another node), ask from there."
+        f"{request.full_url} (listeners.status.url) gave this machine no OCSP answer: {why}. So "
+        f"nobody has looked: a server that runs says so within {FRESH_SECONDS} seconds, another "
+        "once it starts. If only clients reach that URL (a balancer, NAT, another node), ask from "
+        "there."
     )
 
 
-def _why(error: OSError) -> str:
+def _why(error: Exception) -> str:
     if isinstance(error, HTTPError):
         return f"HTTP status {error.code}"
+    if not isinstance(error, OSError):
+        return "what came is something else"
     reason = error.reason if isinstance(error, URLError) else error
     return trouble(reason) if isinstance(reason, OSError) else str(reason)

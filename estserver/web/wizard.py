@@ -5,7 +5,9 @@ store says about the registration, never from where the browser was before.
 """
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from datetime import timedelta
 
 from aiohttp import web
 
@@ -18,6 +20,7 @@ from estserver.errors import (
     NotEntitled,
     NotFound,
     TooManyAttempts,
+    Unavailable,
 )
 from estserver.model import Invitation, Issued, KeyType, Origin, Pending, RenewalAuth, Secret, Via
 from estserver.protocols import Services
@@ -42,6 +45,7 @@ __all__ = ["RENDER", "WebProtocol"]
 
 _CONFIRMING = 4
 """PINs that are hashed, or wait for it, at a time: a crowd must leave threads to others."""
+_TURN_SECONDS = 10
 
 
 class WebProtocol:
@@ -101,7 +105,7 @@ class WebProtocol:
         form = await read_form(request, self._services.settings.limits)
         await self._services.run(require_redeemable, self._services, invitation)
         try:
-            async with self._confirming:
+            async with self._turn():
                 await self._services.run(
                     self._services.invitations.confirm,
                     invitation,
@@ -120,6 +124,20 @@ class WebProtocol:
         response = self._site.see(request[HOME])
         self._sessions.keep(response, self._sessions.begin(invitation))
         return response
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """Wait to be one of the few whose PIN is looked at. Raises Unavailable: too long."""
+        try:
+            async with asyncio.timeout(_TURN_SECONDS):
+                await self._confirming.acquire()
+        except TimeoutError:
+            sentence = "too many people type their PINs now: try again"
+            raise Unavailable(sentence, retry_after=timedelta(seconds=_TURN_SECONDS)) from None
+        try:
+            yield
+        finally:
+            self._confirming.release()
 
     # -- STEP2 and STEP3 ---------------------------------------------------------------------------
 

@@ -159,6 +159,8 @@ def test_the_operator_lists_what_is_paused_and_lets_it_go(live: Live, zombie: Cl
     assert identifier in run("paused").stdout
     refused = run("unpause", "nobody")
     assert (refused.exit_code, "nothing of account nobody is paused" in refused.stderr) == (1, True)
+    refused = run("unpause", "-amSoJUbL1W9aL_nosqZ6A")
+    assert "nothing of account -amSoJUbL1W9aL_nosqZ6A is paused" in refused.stderr
     assert f"dns:{_LOST} may be ordered again" in run("unpause", identifier).stdout
     assert json.loads(run("paused", "--all", "--json").stdout) == []
     assert "Nothing is paused." in run("paused").stderr
