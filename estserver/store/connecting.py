@@ -87,6 +87,11 @@ def _open_postgresql(url: str) -> sa.Engine:
         raise ConfigurationError(_WANTED) from error
     if where.drivername not in _POSTGRESQL:
         raise ConfigurationError(_WANTED)
+    if "@" in f"{where.host}{where.database}":
+        # The rest of the password would stand in whatever the driver says of the host.
+        raise ConfigurationError(
+            "database.url: write %40 for each @ in the user's name or password"
+        )
     # What the operator's URL says wins over our limits.
     limits = {key: n for key, n in _POSTGRESQL_LIMITS.items() if key not in where.query}
     options = f"{_POSTGRESQL_OPTIONS} {where.query.get('options', '')}"

@@ -1,6 +1,5 @@
 """Why the database cannot be used, in its driver's words: for operators, never for clients."""
 
-import re
 import sqlite3
 
 import sqlalchemy as sa
@@ -8,13 +7,10 @@ import sqlalchemy as sa
 from estserver.errors import Error
 from estserver.wording import trouble
 
-_SECRET = re.compile(r"[^\s\"']*@")
-"""A password with an @ in it, not escaped in the URL, ends up in the name of the host."""
-
 
 def explained(error: Error) -> str:
     """Return the sentence of an error and, where the database gave a reason, that as well."""
-    said = _SECRET.sub("***@", _said(error.__cause__))
+    said = _said(error.__cause__)
     return f"{error.detail} ({said})" if said and said not in error.detail else error.detail
 
 
