@@ -22,6 +22,7 @@ from estserver.errors import (
     NotReleased,
     RegistrationClosed,
 )
+from estserver.external_binding import unbindable
 from estserver.granted_names import covers, outside
 from estserver.invitations import Invitations
 from estserver.model import (
@@ -54,7 +55,6 @@ __all__ = [
     "PINCredential",
     "grant_of",
     "loosely",
-    "unbindable",
 ]
 
 
@@ -430,15 +430,6 @@ class Authenticator:
         )
         live = (CertificateState.VALID, CertificateState.REVOKED)
         return next((record for record in found if record.state in live), None)
-
-
-def unbindable(reason: str) -> BadCredentials:
-    """Make the one refusal of every external account binding that is not accepted."""
-    return BadCredentials(
-        "the external account binding is not accepted: its kid is unknown, its MAC is wrong, or "
-        "it has expired or is used up",
-        reason=reason,
-    )
 
 
 def grant_of(der: bytes) -> Grant:

@@ -2,6 +2,7 @@
 
 import base64
 
+from estserver.errors import BadCredentials
 from estserver.keyring import Keyring
 from estserver.model import Invitation, Secret
 
@@ -26,3 +27,12 @@ def acme_binding(keyring: Keyring, invitation: Invitation) -> tuple[str, Secret]
         if text[0].isalnum():
             break
     return invitation.number, Secret(text)
+
+
+def unbindable(reason: str) -> BadCredentials:
+    """Make the one refusal of every external account binding that is not accepted."""
+    return BadCredentials(
+        "the external account binding is not accepted: its kid is unknown, its MAC is wrong, or "
+        "it has expired or is used up",
+        reason=reason,
+    )

@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     pkcs7,
 )
+from cryptography.x509 import ocsp
 
 from estserver import config
 from estserver.ca.ceremony import InstanceOptions, Ports, create_instance
@@ -229,6 +230,23 @@ class Live:
         )
         assert answer.status == 200, answer.body
         return Holder(key, answer.certificates()[0])
+
+    def said_by_ocsp(
+        self,
+        certificate: x509.Certificate,
+        algorithm: hashes.HashAlgorithm = hashes.SHA256(),  # noqa: B008 - it has no state
+    ) -> ocsp.OCSPCertStatus:
+        """Ask what the responder says of a certificate; `algorithm` names its issuer."""
+        issuer = x509.load_pem_x509_certificate((self.directory / "ca/issuing.crt").read_bytes())
+        question = ocsp.OCSPRequestBuilder().add_certificate(certificate, issuer, algorithm).build()
+        answer = self.request(
+            "POST",
+            "/ocsp",
+            listener="status",
+            body=question.public_bytes(Encoding.DER),
+            headers={"Content-Type": "application/ocsp-request"},
+        )
+        return ocsp.load_der_ocsp_response(answer.body).certificate_status
 
 
 def beside(live: Live) -> Live:

@@ -11,7 +11,6 @@ import pytest
 from click.testing import CliRunner, Result
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
 
 from estserver.cli import main
@@ -195,34 +194,18 @@ def test_one_revocation_is_told_as_done_once_ocsp_says_so(
     assert "is revoked (unspecified). OCSP says so." in done.stdout, done.output
 
 
-def said_by_ocsp(
-    live: Live, holder: Holder, algorithm: hashes.HashAlgorithm
-) -> ocsp.OCSPCertStatus:
-    builder = ocsp.OCSPRequestBuilder().add_certificate(
-        holder.certificate, live.core.chains["issuing"][0], algorithm
-    )
-    answer = live.request(
-        "POST",
-        "/ocsp",
-        listener="status",
-        body=builder.build().public_bytes(Encoding.DER),
-        headers={"Content-Type": "application/ocsp-request"},
-    )
-    return ocsp.load_der_ocsp_response(answer.body).certificate_status
-
-
 def test_ocsp_says_so_to_every_client_once_the_command_says_that_it_does(
     live: Live, fleet: dict[str, Holder]
 ) -> None:
     algorithms = (hashes.SHA256(), hashes.SHA1())
     # From now on these answers are at hand.
     for algorithm in algorithms:
-        assert said_by_ocsp(live, fleet["www"], algorithm) is ocsp.OCSPCertStatus.GOOD
+        assert live.said_by_ocsp(fleet["www"].certificate, algorithm) is ocsp.OCSPCertStatus.GOOD
     number = f"{serial(fleet['www']):x}"
     done = run(live, "certificates", "revoke", number, "--reason", "unspecified")
     assert "OCSP says so." in done.stdout, done.output
     for algorithm in algorithms:
-        assert said_by_ocsp(live, fleet["www"], algorithm) is ocsp.OCSPCertStatus.REVOKED
+        assert live.said_by_ocsp(fleet["www"].certificate, algorithm) is ocsp.OCSPCertStatus.REVOKED
 
 
 def test_what_is_done_is_told_even_where_somebody_else_answers_for_ocsp(

@@ -3,9 +3,8 @@
 import secrets
 from typing import Any
 
-from estserver.authentication import unbindable
 from estserver.errors import BadInput
-from estserver.external_binding import acme_binding
+from estserver.external_binding import acme_binding, unbindable
 from estserver.model import Event, Invitation, InvitationState
 from estserver.names import parse_general_name
 from estserver.protocols import Services

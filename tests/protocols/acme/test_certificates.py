@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
 from cryptography.x509 import ocsp
 
@@ -24,19 +23,6 @@ def client(shared: Live) -> Client:
 @pytest.fixture(scope="module")
 def either(server: Server) -> Client:
     return registered(server, *NAMES, units=999)
-
-
-def _status(live: Live, done: Certified) -> ocsp.OCSPCertStatus:
-    issuer = live.core.chains["issuing"][0]
-    request = ocsp.OCSPRequestBuilder().add_certificate(done.leaf, issuer, hashes.SHA256()).build()
-    answer = live.request(
-        "POST",
-        "/ocsp",
-        listener="status",
-        body=request.public_bytes(Encoding.DER),
-        headers={"Content-Type": "application/ocsp-request"},
-    )
-    return ocsp.load_der_ocsp_response(answer.body).certificate_status
 
 
 # -- fetching -------------------------------------------------------------------------------------
@@ -102,11 +88,11 @@ def _revoke(client: Client, done: Certified, **fields: Any) -> Any:
 def test_its_account_revokes_and_ocsp_knows_at_once(shared: Live, client: Client) -> None:
     for reason in ({}, {"reason": 0}):
         done = client.issue(*NAMES)
-        assert _status(shared, done) is ocsp.OCSPCertStatus.GOOD
+        assert shared.said_by_ocsp(done.leaf) is ocsp.OCSPCertStatus.GOOD
         reply = _revoke(client, done, **reason)
         assert (reply.status, reply.answer.body) == (200, b"")
         assert reply.header("Replay-Nonce")
-        assert _status(shared, done) is ocsp.OCSPCertStatus.REVOKED
+        assert shared.said_by_ocsp(done.leaf) is ocsp.OCSPCertStatus.REVOKED
         assert shared.core.ra.find(done.leaf.serial_number).reason is RevocationReason.UNSPECIFIED
         _revoke(client, done).refused(400, "alreadyRevoked")
         shared.core.status.publish_due()
