@@ -2,7 +2,9 @@
 
 import base64
 import shutil
+import socket
 import stat
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -221,9 +223,39 @@ def test_while_the_server_is_away_clients_hear_when_to_come_again(live: Live) ->
         for listener in ("devices", "web"):
             answer = live.request("GET", f"{EST}/cacerts", listener=listener)
             assert answer.status == 503
-            assert answer.headers["Retry-After"] == "10"
-            assert answer.headers["Content-Type"].startswith("text/plain")
-            assert answer.body == b"the server cannot answer now: try again in 10 seconds\n"
+            says_when_to_come_again(answer)
     finally:
         live.start()
     assert live.request("GET", f"{EST}/cacerts").status == 200
+
+
+def test_clients_of_a_server_that_ends_before_its_answer_hear_the_same(
+    fronted: tuple[Live, Front],
+) -> None:
+    live, front = fronted
+    live.stop()
+    path = front.folder / "devices.sock"
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX) as dying:
+        dying.bind(str(path))
+        path.chmod(0o666)
+        dying.listen()
+        ending = threading.Thread(target=end_in_the_middle, args=(dying,))
+        ending.start()
+        answer = live.request("GET", f"{EST}/cacerts")
+        ending.join()
+    live.start()
+    assert answer.status in (502, 503)
+    says_when_to_come_again(answer)
+
+
+def end_in_the_middle(listening: socket.socket) -> None:
+    connection, _ = listening.accept()
+    with connection:
+        assert connection.recv(65536).startswith(b"GET ")
+
+
+def says_when_to_come_again(answer: Answer) -> None:
+    assert answer.headers["Retry-After"] == "10"
+    assert answer.headers["Content-Type"].startswith("text/plain")
+    assert answer.body == b"the server cannot answer now: try again in 10 seconds\n"
