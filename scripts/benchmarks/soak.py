@@ -150,7 +150,7 @@ class _Soak:
             while self.loaded < end:
                 self._measurements[next(names)].run()
                 self.loaded += self._course.extent.seconds
-            # Making what is sent takes time as well: it counts as rest.
+            # Making what is sent takes time as well, and some of the server's: it counts as rest.
             yield self._rest(max(_LEAST_REST_SECONDS, 2 * self.loaded - self.elapsed))
 
     def _rest(self, seconds: float) -> Sample:
@@ -211,7 +211,7 @@ def _arguments() -> argparse.Namespace:
 def _run(
     arguments: argparse.Namespace, stack: ExitStack
 ) -> tuple[list[Sample], float, Mapping[str, Counter[str]]]:
-    """Soak; return how the server stood, the share of the time under load, and what failed."""
+    """Soak; return how the server stood, for what share of the time it worked, and what failed."""
     made = tempfile.TemporaryDirectory(prefix="estserver-soak-", dir=arguments.folder)
     folder = Path(stack.enter_context(made))
     cores = divide_cores()
@@ -230,23 +230,24 @@ def _run(
         flush=True,
     )
     samples: list[Sample] = []
-    before = soak.cpu
+    before, busy = soak.cpu, 0.0
     for sample in soak.soak(arguments.minutes):
         samples.append(sample)
+        busy = (soak.cpu - before) / soak.elapsed
         print(
             f"{sample.hours * 60:5.1f} min  {sample.megabytes:7.2f} MB  {sample.descriptors} "
             f"descriptors  {course.checker.checked} certificates  "
-            f"busy {(soak.cpu - before) / soak.elapsed:.0%}",
+            f"busy {busy:.0%}",
             flush=True,
         )
-    return samples, soak.loaded / soak.elapsed, course.failures
+    return samples, busy, course.failures
 
 
 def main() -> None:
     """Soak, print, and end with status 1 where memory or descriptors grew, or requests failed."""
     arguments = _arguments()
     with ExitStack() as stack:
-        samples, load, failures = _run(arguments, stack)
+        samples, busy, failures = _run(arguments, stack)
     for name, kinds in failures.items():
         print(f"{name}: failed: {dict(kinds)}")
     grown = trend(samples)
@@ -256,7 +257,7 @@ def main() -> None:
     )
     flat = grown.slope < _MOST_MEGABYTES_AN_HOUR and more <= _MOST_DESCRIPTORS_MORE
     print(
-        f"{arguments.minutes:g} minutes, loaded {load:.0%} of the time: {grown.slope:+.2f} MB/h "
+        f"{arguments.minutes:g} minutes, busy {busy:.0%} of the time: {grown.slope:+.2f} MB/h "
         f"(95 %: {grown.least:+.2f} to {grown.most:+.2f}; below {_MOST_MEGABYTES_AN_HOUR:g}), "
         f"{more:+d} descriptors (at most {_MOST_DESCRIPTORS_MORE}): {'flat' if flat else 'GREW'}"
     )
