@@ -49,4 +49,4 @@ COMMANDS = {
 def main(ctx: click.Context, configuration: Path | None, *, debug: bool) -> None:
     """Certificate enrollment server: one invitation, three doors, one signing core."""
     log_to_stderr(debug=debug)
-    ctx.obj = Operator(configuration)
+    ctx.obj = Operator(configuration, debug=debug)

@@ -38,12 +38,18 @@ class Operator:
     """The person at the terminal: `by` is how the audit trail names them."""
 
     configuration: Path | None
+    debug: bool = False
     by: str = field(default_factory=lambda: f"operator {_login()}")
     origin: Origin = field(default_factory=lambda: Origin(secrets.token_hex(8), "cli"))
 
     def settings(self) -> Settings:
         """Read the configuration. Raises ConfigurationError."""
-        return config.load(config.find(self.configuration, os.environ))
+        settings = config.load(config.find(self.configuration, os.environ))
+        if not self.debug:
+            return settings
+        # `serve` logs as the configuration says, and shall say where it went wrong all the same.
+        log_in_full = settings.log.model_copy(update={"level": "debug"})
+        return settings.model_copy(update={"log": log_in_full})
 
     @contextlib.contextmanager
     def core(self) -> Iterator[Core]:

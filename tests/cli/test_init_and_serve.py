@@ -236,6 +236,28 @@ def test_serve_says_in_a_sentence_which_port_is_taken(shell: Shell) -> None:
     assert "Traceback" not in said
 
 
+def test_debug_shows_where_serve_was_refused_whatever_level_is_configured(shell: Shell) -> None:
+    port = int(shell.json("info")["devices"].rpartition(":")[2])
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", port))
+        process = _start(shell, "--debug", "serve")
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "Traceback" in said
+
+
+def test_what_ends_a_server_unforeseen_is_logged_in_full(shell: Shell) -> None:
+    shell.run("verify")
+    sql(shell, "UPDATE audit_events SET detail = '[]' WHERE event = 'instance.verified'")
+    process = _start(shell, "serve")
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    *logged, sentence = said.splitlines()
+    assert sum("server.failed" in line for line in logged) == 1
+    assert any("in newest_verification" in line for line in logged)
+    assert re.match(r"Error: internal error [0-9a-f]{8} ", sentence)
+
+
 def test_failpoints_are_armed_in_test_mode_only(
     shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
