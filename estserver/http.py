@@ -20,6 +20,7 @@ from estserver.errors import Error, Fault, Refused, Unavailable
 from estserver.failpoints import reach
 from estserver.front import FRONT, Front
 from estserver.model import Origin
+from estserver.store.outages import explained
 
 log = structlog.get_logger("estserver.http")
 
@@ -213,7 +214,7 @@ def _identified(event: dict[str, object], error: Refused) -> str | None:
 
 def _log_fault(request: web.Request, error: Exception) -> None:
     if isinstance(error, Unavailable):
-        log.warning("request.unavailable", request_id=request[REFERENCE], error=error.detail)
+        log.warning("request.unavailable", request_id=request[REFERENCE], error=explained(error))
     else:
         log.error("request.failed", request_id=request[REFERENCE], exc_info=error)
 

@@ -10,7 +10,7 @@ import pkgutil
 import re
 import secrets
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, time, timedelta
 from pathlib import Path
@@ -119,15 +119,26 @@ class Commands(Topic):
             raise
         except OSError as error:
             # A folder that may not be written, a disk that is full.
-            log.debug("command.refused", error=type(error).__name__, exc_info=error)
+            _teller(ctx)("command.refused", error=type(error).__name__, exc_info=error)
             raise click.ClickException(trouble(error)) from None
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the last wall: nobody is shown a traceback unasked
             reference = secrets.token_hex(4)
-            log.debug("command.failed", request_id=reference, exc_info=error)
+            _teller(ctx)("command.failed", request_id=reference, exc_info=error)
+            where = "the log says" if _serves(ctx) else "run the command again with --debug to see"
             raise click.ClickException(
-                f"internal error {reference} ({type(error).__name__}): "
-                "run the command again with --debug to see where"
+                f"internal error {reference} ({type(error).__name__}): {where} where"
             ) from None
+
+
+def _serves(ctx: click.Context) -> bool:
+    """Tell whether this command has a log that is kept, and nobody who could run it once more."""
+    return ctx.invoked_subcommand == "serve"
+
+
+def _teller(ctx: click.Context) -> Callable[..., None]:
+    """Return what logs a traceback: for people only if they ask for it."""
+    tell: Callable[..., None] = log.error if _serves(ctx) else log.debug
+    return tell
 
 
 def log_to_stderr(*, debug: bool) -> None:

@@ -238,10 +238,10 @@ def _preview(core: Core, selection: Selection, number: int) -> None:
 
 
 def _told(status: ocsp.OCSPCertStatus, core: Core, record: CertificateRecord) -> str:
-    """Wait until our own OCSP says `status` to everybody; return a sentence about what it says.
+    """Wait until no worker of any node says other than `status`; return a sentence about OCSP.
 
-    To be called once the change is committed. Any worker of any node may answer, and repeat for
-    seconds what it said before; who is asked here is only one of them.
+    To be called once the change is committed. Any of them may answer, and repeat for seconds what
+    it said before; who is asked here is only one of them.
     """
     settled = time.monotonic() + FRESH_SECONDS
     deadline = time.monotonic() + _PATIENCE_SECONDS
@@ -250,19 +250,20 @@ def _told(status: ocsp.OCSPCertStatus, core: Core, record: CertificateRecord) ->
     heard = False
     while True:
         try:
-            with urlopen(request, timeout=_PATIENCE_SECONDS) as answer:  # noqa: S310 - see _question
+            left = max(_PAUSE_SECONDS, deadline - time.monotonic())
+            with urlopen(request, timeout=left) as answer:  # noqa: S310 - see _question
                 response = ocsp.load_der_ocsp_response(answer.read())
         except (OSError, HTTPException, ValueError) as error:
             # Who has answered once may be one of many, another of which starts just now.
-            if not heard or time.monotonic() > deadline:
+            if not heard:
                 return _unheard(request, _why(error))
-            time.sleep(_PAUSE_SECONDS)
-            continue
-        heard = True
-        says = (
-            response.response_status is ocsp.OCSPResponseStatus.SUCCESSFUL
-            and response.certificate_status is status
-        )
+            says = False
+        else:
+            heard = True
+            says = (
+                response.response_status is ocsp.OCSPResponseStatus.SUCCESSFUL
+                and response.certificate_status is status
+            )
         now = time.monotonic()
         if says and now >= settled:
             return "OCSP says so."

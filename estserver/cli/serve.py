@@ -5,12 +5,8 @@ import gc
 import os
 
 import click
-import structlog
 
 from estserver.cli.operator import Operator
-from estserver.errors import Error
-
-log = structlog.get_logger("estserver.cli")
 
 _ROOTS = "SSL_CERT_FILE"
 """What names their file to OpenSSL."""
@@ -49,12 +45,6 @@ def serve(operator: Operator, *, workers: int, test_mode: bool) -> None:
             if test_mode:
                 server.enter_test_mode(os.environ)
             asyncio.run(server.serve(settings, operator.settings))
-    except (Error, OSError):
-        raise
-    except Exception:
-        # Nobody can run this once more to see where it went wrong.
-        log.exception("server.failed")
-        raise
     finally:
         gc.enable()
 

@@ -22,6 +22,7 @@ _READERS_KIB, _WRITERS_KIB = 512, 2048
 most of 2 MB for a group of 64."""
 _KEPT, _CROWD = 4, 48
 """Connections to SQLite: between requests, and at most."""
+_SQLITE = ("sqlite", "sqlite+pysqlite")
 _POSTGRESQL = ("postgresql+psycopg", "postgresql")
 _WANTED = "database.url: must be sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME"
 _POSTGRESQL_LIMITS = {
@@ -37,10 +38,20 @@ def open_engine(url: str) -> sa.Engine:
 
     Raises ConfigurationError: there is no such database, or its driver is not installed.
     """
-    if not url.startswith("sqlite"):
-        return _open_postgresql(url)
+    try:
+        where = sa.make_url(url)
+    except (sa.exc.ArgumentError, ValueError) as error:
+        raise ConfigurationError(_WANTED) from error
+    if where.drivername in _POSTGRESQL:
+        return _open_postgresql(url, where)
+    if where.drivername in _SQLITE:
+        return _open_sqlite(where)
+    raise ConfigurationError(_WANTED)
+
+
+def _open_sqlite(where: sa.URL) -> sa.Engine:
     engine = sa.create_engine(
-        url,
+        where,
         connect_args={"timeout": _BUSY_SECONDS, "check_same_thread": False},
         # Each connection keeps pages, statements and the schema to itself, a megabyte in all, which
         # took half an hour to fill up in one that was seldom needed. So few are kept, that which
@@ -80,18 +91,10 @@ def open_engine(url: str) -> sa.Engine:
     return engine
 
 
-def _open_postgresql(url: str) -> sa.Engine:
-    try:
-        where = sa.make_url(url)
-    except (sa.exc.ArgumentError, ValueError) as error:
-        raise ConfigurationError(_WANTED) from error
-    if where.drivername not in _POSTGRESQL:
-        raise ConfigurationError(_WANTED)
-    if "@" in f"{where.host}{where.database}":
+def _open_postgresql(url: str, where: sa.URL) -> sa.Engine:
+    if url.count("@") > 1:
         # The rest of the password would stand in whatever the driver says of the host.
-        raise ConfigurationError(
-            "database.url: write %40 for each @ in the user's name or password"
-        )
+        raise ConfigurationError("database.url: write %40 for each @ but the one before the host")
     # What the operator's URL says wins over our limits.
     limits = {key: n for key, n in _POSTGRESQL_LIMITS.items() if key not in where.query}
     options = f"{_POSTGRESQL_OPTIONS} {where.query.get('options', '')}"

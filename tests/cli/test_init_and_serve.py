@@ -253,9 +253,10 @@ def test_what_ends_a_server_unforeseen_is_logged_in_full(shell: Shell) -> None:
     _, said = process.communicate(timeout=60)
     assert process.returncode == 1
     *logged, sentence = said.splitlines()
-    assert sum("server.failed" in line for line in logged) == 1
+    told = re.fullmatch(r"Error: internal error ([0-9a-f]{8}) .*: the log says where", sentence)
+    assert told is not None
+    assert sum(f"request_id={told[1]}" in line for line in logged) == 1
     assert any("in newest_verification" in line for line in logged)
-    assert re.match(r"Error: internal error [0-9a-f]{8} ", sentence)
 
 
 def test_failpoints_are_armed_in_test_mode_only(

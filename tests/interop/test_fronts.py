@@ -18,7 +18,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from estserver.model import RevocationReason
 from estserver.store.tables import audit_events
-from tests.interop.fronts import Front, make_fronted
+from tests.interop.fronts import PATIENCE_SECONDS, Front, make_fronted
 from tests.live import ORIGIN, Answer, Holder, Live, Workshop, basic, make_csr, new_key
 
 EST = "/.well-known/est"
@@ -236,15 +236,18 @@ def test_clients_of_a_server_that_ends_before_its_answer_hear_the_same(
     live.stop()
     path = front.folder / "devices.sock"
     path.unlink(missing_ok=True)
-    with socket.socket(socket.AF_UNIX) as dying:
-        dying.bind(str(path))
-        path.chmod(0o666)
-        dying.listen()
-        ending = threading.Thread(target=end_in_the_middle, args=(dying,))
-        ending.start()
-        answer = live.request("GET", f"{EST}/cacerts")
-        ending.join()
-    live.start()
+    try:
+        with socket.socket(socket.AF_UNIX) as dying:
+            dying.settimeout(PATIENCE_SECONDS)
+            dying.bind(str(path))
+            path.chmod(0o666)
+            dying.listen()
+            ending = threading.Thread(target=end_in_the_middle, args=(dying,))
+            ending.start()
+            answer = live.request("GET", f"{EST}/cacerts")
+            ending.join()
+    finally:
+        live.start()
     assert answer.status in (502, 503)
     says_when_to_come_again(answer)
 

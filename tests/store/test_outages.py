@@ -29,7 +29,13 @@ def test_the_drivers_reason_is_told_and_the_client_does_not_get_it(url: str, rea
     assert refused.value.detail == "the database is busy or cannot be written now: try again"
 
 
-@pytest.mark.parametrize("password", ["p@hunter2", "p@hunter/2", "p@hun ter2"])
+@pytest.mark.parametrize("url", ["sqlite3:///x.db", "sqlite+nope:///x", "mysql://u@h/x", "x"])
+def test_a_database_of_another_kind_is_told_in_a_sentence(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="must be sqlite:///FILE or postgresql"):
+        Store(url, SystemClock())
+
+
+@pytest.mark.parametrize("password", ["p@hunter2", "p@hunter/2", "p@hun ter2", "p@hun?ter2"])
 def test_the_rest_of_a_password_with_an_at_sign_is_no_name_of_a_host(password: str) -> None:
     url = f"postgresql+psycopg://estserver:{password}@127.0.0.1:1/x"
     with pytest.raises(ConfigurationError, match="write %40") as refused:

@@ -11,7 +11,7 @@ from typing import Any
 
 import structlog
 
-from estserver.errors import Error, NotFound
+from estserver.errors import Error, NotFound, Unavailable
 from estserver.model import Event, Origin
 from estserver.protocols import Services
 from estserver.protocols.acme import authorization_records, records
@@ -25,6 +25,7 @@ from estserver.protocols.acme.states import AuthorizationStatus, ChallengeStatus
 from estserver.protocols.acme.urls import URLs
 from estserver.protocols.acme.validation import Validator
 from estserver.store import Transaction
+from estserver.store.outages import explained
 
 log = structlog.get_logger("estserver.acme")
 
@@ -65,9 +66,11 @@ class Attempts:
             self._woken.clear()
             try:
                 await self._begin_due()
-                self._services.duties.resumed("challenges")
-            except Error as error:
+            except Unavailable as error:
                 self._services.duties.delayed("challenges", error)
+            except Exception:
+                # A background task must outlive its failures.
+                log.exception("background.failed", operation="challenges")
 
     async def _begin_due(self) -> None:
         free = _AT_ONCE - len(self._running)
@@ -77,6 +80,7 @@ class Attempts:
         due = await self._services.run(
             store.read, lambda tx: authorization_records.due_challenges(tx, limit=free)
         )
+        self._services.duties.resumed("challenges")
         for seen in due:
             until = self._services.clock.now() + _LEASE
             if await self._services.run(store.write, _lease(seen, until)):
@@ -100,7 +104,7 @@ class Attempts:
             )
         except Error as error:
             # Left as it is: the lease runs out and the attempt is made again.
-            log.warning("challenge.delayed", error=error.detail)
+            log.warning("challenge.delayed", error=explained(error))
         except Exception:
             # A background task must outlive its failures.
             log.exception("background.failed", operation="challenge")
